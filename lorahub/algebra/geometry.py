@@ -1,0 +1,123 @@
+"""Lengths and angles of adapters: the Frobenius inner product <A, B> = Σ_layers tr(ΔA^T ΔB), from factors alone.
+
+With ΔA = U1 V1 and ΔB = U2 V2, tr(ΔA^T ΔB) = sum((U1^T U2) * (V1 V2^T)): two small products, never a dense matrix.
+Offsets (biases, norms) count as further coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.lowrank import LowRank
+from lorahub.errors import BaseMismatchError, UsageError
+
+CHUNK_ROWS = 512
+"""float32 products are summed over this many rows at a time, and the sums in float64."""
+
+_CANCELLATION = 1e-5
+"""Below this share of the magnitudes that went in, a float32 product has lost its digits: float64 takes over."""
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right in float64 from [n, a] and [n, b]: GEMMs in the operands' dtype, chunk sums in float64."""
+    if left.dtype == torch.float64:
+        return left.T @ right
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for chunk, other in zip(left.split(CHUNK_ROWS), right.split(CHUNK_ROWS), strict=True):
+        total += chunk.T @ other
+    return total
+
+
+def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
+    """Matrix of inner products of k versions of one layer, float64 [k, k]."""
+    gram, magnitude = _layer_gram(layers, torch.float32, device)
+    if bool((gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any()):
+        gram, _ = _layer_gram(layers, torch.float64, device)
+    return gram
+
+
+def _layer_gram(
+    layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """(inner products, sums of the absolute values of their terms), both [k, k]."""
+    blocks = [block for layer in layers for block in layer.blocks]
+    owner = torch.tensor([index for index, layer in enumerate(layers) for _ in range(layer.rank)], device=device)
+    count = len(layers)
+    if not blocks:
+        return torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
+    up = torch.cat([block.up.to(device, dtype) for block in blocks], dim=1)
+    down = torch.cat([block.down.to(device, dtype) for block in blocks])
+    scales = torch.cat([layer.scales(device) for layer in layers])
+    terms = product(up, up) * product(down.T, down.T) * torch.outer(scales, scales)
+    member = torch.nn.functional.one_hot(owner, count).to(torch.float64)
+    return (member.T @ terms @ member).cpu(), (member.T @ terms.abs() @ member).cpu()
+
+
+def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:
+    """The matrix of all inner products, float64 [k, k], on the CPU. Raises BaseMismatchError for mixed bases."""
+    return sum(layer_grams(adapters, device).values(), start=_offset_gram(adapters))
+
+
+def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Mapping[str, Tensor]:
+    """layer name -> matrix of inner products of the adapters on that layer, float64 [k, k]."""
+    for other in adapters[1:]:
+        if other.base != adapters[0].base:
+            raise BaseMismatchError(
+                f"cannot compare {adapters[0].name!r} ({adapters[0].base}) and {other.name!r} ({other.base}): "
+                "adapters of different bases live in different spaces"
+            )
+    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers))
+    result: dict[str, Tensor] = {}
+    for name in names:
+        present = [index for index, adapter in enumerate(adapters) if name in adapter.layers]
+        shapes = {adapters[index].layers[name].matrix_shape for index in present}
+        if len(shapes) > 1:
+            raise BaseMismatchError(f"{name} has different shapes: {' and '.join(map(str, sorted(shapes)))}")
+        matrix = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+        matrix[torch.tensor(present)[:, None], torch.tensor(present)] = layer_gram(
+            [adapters[index].layers[name] for index in present], device
+        )
+        result[name] = matrix
+    return result
+
+
+def _offset_gram(adapters: Sequence[Adapter]) -> Tensor:
+    count = len(adapters)
+    result = torch.zeros(count, count, dtype=torch.float64)
+    for i, one in enumerate(adapters):
+        for j, other in enumerate(adapters):
+            for name in one.offsets.keys() & other.offsets.keys():
+                result[i, j] += torch.dot(one.offsets[name].double(), other.offsets[name].double())
+    return result
+
+
+def inner(one: Adapter, other: Adapter) -> float:
+    """<one, other>, the sum over layers of tr(ΔW_one^T ΔW_other)."""
+    return float(gram([one, other])[0, 1])
+
+
+def norm(adapter: Adapter) -> float:
+    """Frobenius norm over all layers, sqrt(<a, a>)."""
+    return math.sqrt(max(float(gram([adapter])[0, 0]), 0.0))
+
+
+def cosine(one: Adapter, other: Adapter) -> float:
+    """Cosine of the angle between two adapters, in [-1, 1]. Raises UsageError when one of them is zero."""
+    matrix = gram([one, other])
+    lengths = math.sqrt(max(float(matrix[0, 0]), 0.0) * max(float(matrix[1, 1]), 0.0))
+    if lengths == 0:
+        raise UsageError("the angle to a zero adapter is undefined")
+    return max(-1.0, min(1.0, float(matrix[0, 1]) / lengths))
+
+
+def project(adapter: Adapter, onto: Adapter) -> Adapter:
+    """The part of `adapter` along `onto`: (<a, b> / <b, b>) · b. Raises UsageError when `onto` is zero."""
+    matrix = gram([adapter, onto])
+    if float(matrix[1, 1]) <= 0:
+        raise UsageError("cannot project onto a zero adapter")
+    return onto * (float(matrix[0, 1]) / float(matrix[1, 1]))

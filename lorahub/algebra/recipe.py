@@ -1,0 +1,82 @@
+"""How an adapter was made, as a value: a small tree of sources, weighted sums and steps that can be written down.
+
+Recipes are what provenance in a file's metadata, lineage in the registry and replay are all made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lorahub.expression import quote, render
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter as it came in: its name, the sha256 of its tensor data ("" when made in memory), its metadata."""
+
+    name: str
+    data_sha256: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A linear combination."""
+
+    terms: tuple[tuple[float, Recipe], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation that is not linear, with the settings that replay it."""
+
+    operation: str
+    settings: Mapping[str, object]
+    of: tuple[Recipe, ...]
+
+
+Recipe = Source | Sum | Step
+
+
+def combine(weighted: list[tuple[float, Recipe]]) -> Recipe:
+    """The sum, flattened: sums inside sums are multiplied out, equal sources are gathered, zero weights dropped."""
+    gathered: dict[int, tuple[float, Recipe]] = {}
+    keys: list[Recipe] = []
+    for weight, recipe in weighted:
+        for inner_weight, term in recipe.terms if isinstance(recipe, Sum) else ((1.0, recipe),):
+            if term not in keys:
+                keys.append(term)
+            index = keys.index(term)
+            gathered[index] = (gathered.get(index, (0.0, term))[0] + weight * inner_weight, term)
+    terms = tuple(term for term in gathered.values() if term[0] != 0)
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
+
+
+def sources(recipe: Recipe) -> Iterator[Source]:
+    """Every source of the recipe, left to right, with repetitions."""
+    if isinstance(recipe, Source):
+        yield recipe
+    else:
+        for part in [term for _, term in recipe.terms] if isinstance(recipe, Sum) else recipe.of:
+            yield from sources(part)
+
+
+def expression(recipe: Recipe) -> str:
+    """The recipe in one line: `truncate(0.8*style + 1*lcm, rule=fixed(64))`."""
+    if isinstance(recipe, Source):
+        return quote(recipe.name)
+    if isinstance(recipe, Sum):
+        return render([(weight, expression(term)) for weight, term in recipe.terms]) or "0"
+    arguments = [expression(part) for part in recipe.of]
+    arguments += [f"{name}={value}" for name, value in recipe.settings.items()]
+    return f"{recipe.operation}({', '.join(arguments)})"
+
+
+def to_json(recipe: Recipe) -> dict[str, object]:
+    """The recipe as JSON-ready values; sources without their metadata."""
+    if isinstance(recipe, Source):
+        return {"source": recipe.name, "data_sha256": recipe.data_sha256}
+    if isinstance(recipe, Sum):
+        return {"sum": [[weight, to_json(term)] for weight, term in recipe.terms]}
+    return {"step": recipe.operation, "settings": dict(recipe.settings), "of": [to_json(part) for part in recipe.of]}

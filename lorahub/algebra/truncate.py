@@ -1,0 +1,139 @@
+"""Rank reduction of a whole adapter, one layer at a time, with the error it made.
+
+The rule: nothing larger than one layer's factors and the output is ever held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.decompose import decompose
+from lorahub.algebra.lowrank import Block, LowRank
+from lorahub.algebra.ranks import RankRule
+from lorahub.algebra.recipe import Step
+from lorahub.errors import VerificationError
+
+Progress = Callable[[int, int], None]
+"""Called with (layers done, layers in all)."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What truncation did to one layer. Norms are Frobenius norms of ΔW.
+
+    error: norm of what was left out (Eckart-Young: sqrt of the sum of the dropped σ²).
+    rounding: norm of what casting the new factors to the output dtype changed.
+    """
+
+    rank_before: int
+    rank: int
+    norm: float
+    error: float
+    rounding: float
+
+
+@dataclass(frozen=True, eq=False)
+class Truncated(Adapter):
+    """An adapter that a rank rule made, with what it cost: `error` in total, `report` layer by layer."""
+
+    report: Mapping[str, LayerReport] = field(default_factory=dict)
+
+    @property
+    def error(self) -> float:
+        """Frobenius norm of everything left out, over all layers."""
+        return math.sqrt(sum(layer.error**2 for layer in self.report.values()))
+
+    @property
+    def rounding(self) -> float:
+        """Frobenius norm of the change made by rounding factors to the output dtype, over all layers."""
+        return math.sqrt(sum(layer.rounding**2 for layer in self.report.values()))
+
+    @property
+    def relative_error(self) -> float:
+        """`error` as a share of the norm of the layers before truncation; 0 for a zero adapter."""
+        whole = math.sqrt(sum(layer.norm**2 for layer in self.report.values()))
+        return self.error / whole if whole else 0.0
+
+
+def truncate(
+    adapter: Adapter,
+    rule: RankRule,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Truncated:
+    """The best approximation of every layer with the rank that `rule` gives it (Eckart-Young).
+
+    Exact for each layer: the Frobenius error is the optimum for that rank up to rounding. Factors come out balanced
+    (each carries the square root of the singular values), which keeps half precision away from under- and overflow.
+    Layers that are zero, or get rank 0, are left out; offsets and embeddings pass unchanged.
+
+    dtype: of the new factors. device: where the products run; the result is on the CPU.
+    Raises VerificationError for NaN or Inf in the weights, and when a factor overflows `dtype`.
+    """
+    chooser = _choosers(adapter, rule, dtype == torch.float64, device)
+    layers: dict[str, LowRank] = {}
+    report: dict[str, LayerReport] = {}
+    for done, (name, layer) in enumerate(adapter.layers.items(), 1):
+        try:
+            shorter, report[name] = _truncate_layer(layer, chooser(name), dtype, device)
+        except VerificationError as error:
+            raise VerificationError(f"{name}: {error}") from None
+        if shorter.rank:
+            layers[name] = shorter
+        if progress:
+            progress(done, len(adapter.layers))
+    recipe = Step("truncate", {"rule": str(rule)}, (adapter.recipe,))
+    return Truncated(adapter.base, layers, adapter.offsets, adapter.embeddings, recipe, report)
+
+
+def spectrum(layer: LowRank, *, device: str = "cpu") -> Tensor:
+    """The singular values of ΔW, float64, descending; those that are only rounding noise are left out."""
+    return decompose(layer, exact=True, device=device).sigma if layer.rank else torch.zeros(0, dtype=torch.float64)
+
+
+def _choosers(adapter: Adapter, rule: RankRule, exact: bool, device: str) -> Callable[[str], Callable[[Tensor], int]]:
+    """layer name -> the function that decides its rank, once layers that compete have been weighed."""
+    if rule.per_layer is not None:
+        return lambda name: rule.per_layer  # type: ignore[return-value]
+    assert rule.overall is not None
+    spectra = {}
+    for name, layer in adapter.layers.items():
+        empty = torch.zeros(0, dtype=torch.float64)
+        spectra[name] = (
+            decompose(layer, lambda sigma: 1, exact=exact, device=device).sigma if layer.rank else empty
+        )
+    ranks = rule.overall(spectra, {name: layer.matrix_shape for name, layer in adapter.layers.items()})
+    return lambda name: lambda sigma: min(ranks[name], len(sigma))
+
+
+def _truncate_layer(
+    layer: LowRank, choose: Callable[[Tensor], int], dtype: torch.dtype, device: str
+) -> tuple[LowRank, LayerReport]:
+    if layer.rank == 0:
+        return layer, LayerReport(0, 0, 0.0, 0.0, 0.0)
+    found = decompose(layer, choose, exact=dtype == torch.float64, device=device)
+    squares = found.sigma.square()
+    up, down = found.factors()
+    new_up, new_down = up.to(dtype), down.to(dtype)
+    if not bool(torch.isfinite(new_up).all() and torch.isfinite(new_down).all()):
+        raise VerificationError(f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32")
+    # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
+    kept = found.sigma[: found.rank]
+    change = (up - new_up).double().square().sum(0) + (down - new_down).double().square().sum(1)
+    report = LayerReport(
+        layer.rank,
+        found.rank,
+        float(squares.sum().sqrt()),
+        float(squares[found.rank :].sum().sqrt()),
+        float((kept * change).sum().sqrt()),
+    )
+    blocks = (Block(new_up.cpu(), new_down.cpu()),) if found.rank else ()
+    return LowRank(layer.shape, blocks), report

@@ -1,0 +1,105 @@
+"""Fused and split layers: a file layer may be a stack of rows of several canonical layers (qkv), and the other way round.
+
+Both directions are exact. Splitting copies `down` and slices `up`. Joining stacks `up` when all parts share one
+`down` (as they do after splitting), and otherwise builds the block-diagonal product, whose ranks add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lorahub.bases.model import Span
+
+
+class _Factored(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def rank(self) -> int: ...
+    def factors(self) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FileLayer:
+    """A layer as a file spells it: name, weight shape, rank, and the function that makes (up, down)."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int
+    make: Callable[[], tuple[Tensor, Tensor]]
+
+
+def split(
+    spans: Sequence[Span], up: Tensor, rows: Mapping[str, int]
+) -> list[tuple[str, Tensor]]:
+    """(canonical layer, its rows of `up` [out, r]) for each layer that the spans cover; views where possible.
+
+    rows: canonical layer -> number of rows of its weight. Rows of a layer that no span covers are zero.
+    """
+    pieces: dict[str, list[tuple[Span, Tensor]]] = {}
+    position = 0
+    for span in spans:
+        count = span.stop - span.start
+        pieces.setdefault(span.layer, []).append((span, up[position : position + count]))
+        position += count
+    return [(layer, _assemble(parts, rows[layer])) for layer, parts in pieces.items()]
+
+
+def _assemble(parts: list[tuple[Span, Tensor]], rows: int) -> Tensor:
+    first_span, first = parts[0]
+    if len(parts) == 1 and (first_span.start, first_span.stop) == (0, rows):
+        return first
+    whole = torch.zeros(rows, *first.shape[1:], dtype=first.dtype)
+    for span, part in parts:
+        whole[span.start : span.stop] = part
+    return whole
+
+
+def join(
+    spans: Sequence[Span] | None, name: str, layers: Mapping[str, _Factored], shapes: Mapping[str, tuple[int, ...]]
+) -> FileLayer:
+    """The file layer `name` that stacks the given spans of `layers`; spans of layers that are absent are zero rows."""
+    if spans is None:
+        layer = layers[name]
+        return FileLayer(name, layer.shape, layer.rank, layer.factors)
+    present = list(dict.fromkeys(span.layer for span in spans if span.layer in layers))
+    out = sum(span.stop - span.start for span in spans)
+    shape = (out, *shapes[spans[0].layer][1:])
+    shared = _share_down([layers[layer] for layer in present])
+    rank = layers[present[0]].rank if shared else sum(layers[layer].rank for layer in present)
+
+    def make() -> tuple[Tensor, Tensor]:
+        factors = {layer: layers[layer].factors() for layer in present}
+        down = factors[present[0]][1] if shared else torch.cat([factors[layer][1] for layer in present])
+        up = torch.zeros(out, rank)
+        first_column = {}
+        column = 0
+        for layer in present:
+            first_column[layer] = 0 if shared else column
+            column += layers[layer].rank
+        position = 0
+        for span in spans:
+            if span.layer in factors:
+                part = factors[span.layer][0][span.start : span.stop]
+                start = first_column[span.layer]
+                up[position : position + len(part), start : start + part.shape[1]] = part
+            position += span.stop - span.start
+        return up, down
+
+    return FileLayer(name, shape, rank, make)
+
+
+def _share_down(layers: Sequence[_Factored]) -> bool:
+    """Whether all the layers have the same `down`, as the parts of a fused layer do."""
+    if len(layers) < 2:
+        return True
+    if len({layer.rank for layer in layers}) > 1 or len({math.prod(layer.shape[1:]) for layer in layers}) > 1:
+        return False
+    first = layers[0].factors()[1]
+    return all(torch.equal(first, layer.factors()[1]) for layer in layers[1:])
