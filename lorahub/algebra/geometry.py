@@ -41,9 +41,7 @@ def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") ->
     return gram
 
 
-def _layer_gram(
-    layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device
-) -> tuple[Tensor, Tensor]:
+def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """(inner products, sums of the absolute values of their terms), both [k, k]."""
     blocks = [block for layer in layers for block in layer.blocks]
     owner = torch.tensor([index for index, layer in enumerate(layers) for _ in range(layer.rank)], device=device)

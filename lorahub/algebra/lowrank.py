@@ -83,9 +83,19 @@ class LowRank:
         """Number of columns stored: an upper bound of the rank of ΔW."""
         return sum(block.rank for block in self.blocks)
 
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype of the factors when they are one unscaled pair, which can be handed out as it is; else None."""
+        if len(self.blocks) != 1 or self.blocks[0].scale != 1:
+            return None
+        block = self.blocks[0]
+        return block.up.dtype if block.up.dtype == block.down.dtype else None
+
     def factors(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """(up [out, R], down [R, in]) with ΔW = up @ down; the scales are folded into up."""
         rows, columns = self.matrix_shape
+        if self.stored_dtype == dtype:
+            return self.blocks[0].up.to(device), self.blocks[0].down.to(device)
         if not self.blocks:
             return torch.zeros(rows, 0, dtype=dtype, device=device), torch.zeros(0, columns, dtype=dtype, device=device)
         up = torch.cat([block.up.to(device, dtype) for block in self.blocks], dim=1)

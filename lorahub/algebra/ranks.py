@@ -88,7 +88,7 @@ def _offer(
 ) -> tuple[float, str] | None:
     if index >= len(sigma) or sigma[index] == 0:
         return None
-    return -float(sigma[index]) ** 2 / (sum(shape) * bytes_per_element), name
+    return -(float(sigma[index]) ** 2) / (sum(shape) * bytes_per_element), name
 
 
 def _smallest_with_tail(sigma: Tensor, allowed: float) -> int:

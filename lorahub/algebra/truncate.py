@@ -107,9 +107,7 @@ def _choosers(adapter: Adapter, rule: RankRule, exact: bool, device: str) -> Cal
     spectra = {}
     for name, layer in adapter.layers.items():
         empty = torch.zeros(0, dtype=torch.float64)
-        spectra[name] = (
-            decompose(layer, lambda sigma: 1, exact=exact, device=device).sigma if layer.rank else empty
-        )
+        spectra[name] = decompose(layer, lambda sigma: 1, exact=exact, device=device).sigma if layer.rank else empty
     ranks = rule.overall(spectra, {name: layer.matrix_shape for name, layer in adapter.layers.items()})
     return lambda name: lambda sigma: min(ranks[name], len(sigma))
 
@@ -124,7 +122,9 @@ def _truncate_layer(
     up, down = found.factors()
     new_up, new_down = up.to(dtype), down.to(dtype)
     if not bool(torch.isfinite(new_up).all() and torch.isfinite(new_down).all()):
-        raise VerificationError(f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32")
+        raise VerificationError(
+            f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
+        )
     # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
     kept = found.sigma[: found.rank]
     change = (up - new_up).double().square().sum(0) + (down - new_down).double().square().sum(1)

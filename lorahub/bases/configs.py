@@ -1,7 +1,7 @@
 """The published configuration of every listed base model: what `scan` builds, and what files call it.
 
 The rule: a value here is copied from the `config.json` that the model's publisher ships, and only values that differ
-from the defaults of the class are written. Nothing in lorahub but `scan` reads this module; the result lives in `data/`.
+from the defaults of the class are written. Only `scan` reads this module; the result lives in `data/`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Recipe:
 
 
 UNET_PREFIXES = ("unet", "lora_unet", "lycoris", "diffusion_model", "model.diffusion_model", "base_model.model")
-# The first prefix that starts with `lora_` is the one kohya's trainers write, and they write lora_unet for every denoiser.
+# The first prefix that starts with `lora_` is the one kohya's trainers write: lora_unet, whatever the denoiser is.
 TRANSFORMER_PREFIXES = ("transformer", "lora_unet", "lora_transformer", *UNET_PREFIXES[2:], "unet")
 
 
@@ -45,9 +45,7 @@ def _clip_prefixes(name: str, kohya: tuple[str, ...], comfy: str) -> tuple[str, 
     return (name, *kohya, comfy, f"text_encoders.{comfy}.transformer", f"text_encoders.{comfy}", "base_model.model")
 
 
-def _clip(
-    name: str, kohya: tuple[str, ...], comfy: str, width: int, depth: int, projection: int | None = None
-) -> Part:
+def _clip(name: str, kohya: tuple[str, ...], comfy: str, width: int, depth: int, projection: int | None = None) -> Part:
     config = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -121,7 +119,7 @@ def _sd3(heads: int, **config: Any) -> tuple[Part, ...]:
 
 
 def _wan(heads: int, **config: Any) -> Part:
-    return _transformer("WanTransformer3DModel", {"num_attention_heads": heads} | config, ("original",), "original")
+    return _transformer("WanTransformer3DModel", {"num_attention_heads": heads} | config, ("wan",), "wan")
 
 
 # Wan 2.1 has image-to-video layers (add_k_proj, the image embedder) in the I2V files only; the table is the superset.
@@ -209,9 +207,7 @@ RECIPES: tuple[Recipe, ...] = (
         ("sd35m", "stable-diffusion-3.5-medium"),
         ("stabilityai/stable-diffusion-3.5-medium",),
         (r"(sd|stable[ _-]diffusion[ _-])[ _-]?v?3[._-]?5([ _.-]?(m|medium))?", r"3-5-medium"),
-        _sd3(
-            24, num_layers=24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))
-        ),
+        _sd3(24, num_layers=24, pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
     ),
     Recipe(
         "sd35-large",
@@ -258,7 +254,7 @@ RECIPES: tuple[Recipe, ...] = (
         # musubi-tuner trains the modules under their diffusers names. VideoX-Fun writes `lora_unet__layers_0_...`.
         (
             replace(
-                _transformer("ZImageTransformer2DModel", {}, ("original",), "diffusers"),
+                _transformer("ZImageTransformer2DModel", {}, ("z-image",), "diffusers"),
                 prefixes=(*TRANSFORMER_PREFIXES, "lora_unet_"),
             ),
         ),
@@ -266,7 +262,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "wan-14b",
         "Wan 2.1 14B and 2.2 A14B",
-        ("wan", "wan21-14b", "wan22-14b", "wan22-a14b"),
+        ("wan21-14b", "wan22-14b", "wan22-a14b"),
         (
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
             "Wan-AI/Wan2.1-T2V-14B",

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from lorahub.errors import UsageError
+
 
 def flatten(module: str) -> str:
     """The form in which module names are compared: kohya files replace every dot by an underscore."""
@@ -47,7 +49,15 @@ class Component:
 
     @property
     def kohya_prefix(self) -> str:
-        return next(prefix for prefix in self.prefixes if prefix.startswith("lora_"))
+        """What kohya files put before the modules of this component.
+
+        Raises:
+            UsageError: kohya files have no name for it (the second denoiser of Wan 2.2).
+        """
+        for prefix in self.prefixes:
+            if prefix.startswith("lora_"):
+                return prefix
+        raise UsageError(f"kohya files cannot name the component {self.name}: write it as a file of its own")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """How a table of modules is kept on disk: repeated blocks once, with the range of their indices.
 
-`{"transformer_blocks.{0-18}": {"attn.to_q": [3072, 3072]}}` stands for 19 layers. The rule: `unfold(fold(t))` is `t`, in
-the same order, which for layers is the order in which the model itself lists them. Aliases are one line each, and `{}`
-in the layer they name stands for the index of the alias.
+`{"transformer_blocks.{0-18}": {"attn.to_q": [3072, 3072]}}` stands for 19 layers. The rule: `unfold(fold(t))` is `t`,
+in the same order, which for layers is the order in which the model itself lists them. Aliases are one line each; `{}` in
+the layer they name stands for the index of the alias.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 Leaf = Any
@@ -38,29 +38,21 @@ def unfold(folded: Mapping[str, Any]) -> Iterator[tuple[str, Leaf]]:
 
 def fold_aliases(aliases: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """Aliases with the block index they share with their layers written as a range."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    meaning: dict[tuple[str, str], Leaf] = {}
-    for alias, leaf in aliases.items():
-        names = [leaf] if isinstance(leaf, str) else [name for name, _, _ in leaf]
-        indices = [_last_block(name) for name in (alias, *names)]
-        first = indices[0]
-        shared = first is not None and all(index is not None and index[1] == first[1] for index in indices)
-        if shared and first is not None:
-            opened = [_opened(name) for name in names]
-            spans = opened[0] if isinstance(leaf, str) else [[o, *rest[1:]] for o, rest in zip(opened, leaf, strict=True)]
-            key = (_opened(alias), repr(spans))
-            groups.setdefault(key, []).append(first[1])
-        else:
-            spans = leaf
-            key = (alias, "")
-            groups.setdefault(key, [])
-        meaning[key] = spans
     folded: dict[str, Leaf] = {}
-    for key, numbers in groups.items():
-        if not numbers:
-            folded[key[0]] = meaning[key]
+    groups: dict[tuple[str, str], tuple[Leaf, list[int]]] = {}
+    for alias, leaf in aliases.items():
+        number = _shared_block(alias, leaf)
+        if number is None:
+            folded[alias] = leaf
+        else:
+            opened = _renamed(leaf, _opened)
+            groups.setdefault((_opened(alias), repr(opened)), (opened, []))[1].append(number)
+    for (template, _), (opened, numbers) in groups.items():
         for start, stop in _runs(numbers):
-            folded[key[0].replace("{}", f"{{{start}-{stop}}}")] = meaning[key]
+            if start == stop:
+                folded[template.replace("{}", str(start))] = _numbered(opened, start)
+            else:
+                folded[template.replace("{}", f"{{{start}-{stop}}}")] = opened
     return folded
 
 
@@ -73,11 +65,7 @@ def unfold_aliases(folded: Mapping[str, Leaf]) -> Iterator[tuple[str, Leaf]]:
             continue
         head, tail = key[: match.start()], key[match.end() :]
         for number in range(int(match[1]), int(match[2]) + 1):
-            index = str(number)
-            if isinstance(leaf, str):
-                yield head + index + tail, leaf.replace("{}", index)
-            else:
-                yield head + index + tail, [[name.replace("{}", index), a, b] for name, a, b in leaf]
+            yield f"{head}{number}{tail}", _numbered(leaf, number)
 
 
 def _tree(paths: Iterable[tuple[list[str], Leaf]]) -> list[tuple[str, Any]]:
@@ -136,15 +124,28 @@ def _spread(key: str) -> list[str]:
     return [f"{head}{number}{tail}" for number in range(int(match[1]), int(match[2]) + 1) for tail in tails]
 
 
-def _last_block(name: str) -> tuple[int, int] | None:
-    """(position, value) of the index of the innermost block in a module name."""
-    found = list(_BLOCK.finditer(name))
-    return (found[-1].start(1), int(found[-1][1])) if found else None
+def _shared_block(alias: str, leaf: Leaf) -> int | None:
+    """The index of the innermost block, when the alias and every layer it stands for are in the block of that index."""
+    names = [leaf] if isinstance(leaf, str) else [name for name, _, _ in leaf]
+    numbers = {int(found[-1][1]) if (found := list(_BLOCK.finditer(name))) else None for name in (alias, *names)}
+    return numbers.pop() if len(numbers) == 1 else None
 
 
 def _opened(name: str) -> str:
-    match = list(_BLOCK.finditer(name))[-1]
-    return name[: match.start(1)] + "{}" + name[match.end(1) :]
+    """The name with `{}` for the index of its innermost block."""
+    index = list(_BLOCK.finditer(name))[-1]
+    return name[: index.start(1)] + "{}" + name[index.end(1) :]
+
+
+def _numbered(leaf: Leaf, number: int) -> Leaf:
+    return _renamed(leaf, lambda name: name.replace("{}", str(number)))
+
+
+def _renamed(leaf: Leaf, rename: Callable[[str], str]) -> Leaf:
+    """The leaf of an alias, a layer name or a list of [layer name, start, stop], with every name replaced."""
+    if isinstance(leaf, str):
+        return rename(leaf)
+    return [[rename(name), start, stop] for name, start, stop in leaf]
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

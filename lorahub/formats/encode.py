@@ -11,28 +11,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lorahub.bases.model import Base, Component, flatten
 from lorahub.errors import BaseMismatchError, UsageError
-from lorahub.formats.rows import FileLayer, join
+from lorahub.formats.rows import Factored, FileLayer, join
 
 UNLISTED_KOHYA = "unlisted:kohya"
 UNLISTED_DOTTED = "unlisted:dotted"
-
-
-class Factored(Protocol):
-    """What encoding needs of a layer; `lorahub.algebra.LowRank` is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def rank(self) -> int: ...
-    def factors(self) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -59,9 +48,7 @@ def encode_kohya(
     """sd-scripts spelling: `lora_unet_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; fused where kohya fuses."""
     pieces = _kohya_layers(layers, base)
     alpha = float(max((piece.rank for piece in pieces), default=0))
-    entries = [
-        _constant(f"{piece.name}.alpha", torch.tensor(alpha, dtype=torch.float32)) for piece in pieces
-    ]
+    entries = [_constant(f"{piece.name}.alpha", torch.tensor(alpha, dtype=torch.float32)) for piece in pieces]
     entries += [
         _factor_entry(piece, (f"{piece.name}.lora_down.weight", f"{piece.name}.lora_up.weight"), alpha, dtype)
         for piece in pieces
@@ -94,7 +81,7 @@ def encode_peft(layers: Mapping[str, Factored], base: Base | None, dtype: torch.
     by_component: dict[str, list[FileLayer]] = {}
     for piece in _dotted_layers(layers, base):
         component, _, module = piece.name.partition(".")
-        by_component.setdefault(component, []).append(FileLayer(module, piece.shape, piece.rank, piece.make))
+        by_component.setdefault(component, []).append(replace(piece, name=module))
     result = {}
     for component, pieces in by_component.items():
         keys = "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"
@@ -111,14 +98,18 @@ def encode_peft(layers: Mapping[str, Factored], base: Base | None, dtype: torch.
 def lora_config(ranks: Mapping[str, int]) -> dict[str, object]:
     """The fields of peft's LoraConfig that say alpha = rank for these modules (name -> rank)."""
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    others = {f"^{name}": rank for name, rank in ranks.items() if rank != common}
+    # Patterns are anchored, so `proj_out` means just that module; but transformers 5 dropped the level `text_model`
+    # that files go on naming, so for text encoders they match with and without it.
+    plain = {name.removeprefix("text_model."): rank for name, rank in ranks.items()}
+    anchor = "^" if plain.keys() == ranks.keys() else ""
+    others = {f"{anchor}{name}": rank for name, rank in plain.items() if rank != common}
     return {
         "peft_type": "LORA",
         "r": common,
         "lora_alpha": common,
         "rank_pattern": others,
         "alpha_pattern": others,
-        "target_modules": sorted(ranks),
+        "target_modules": sorted(plain),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
@@ -135,10 +126,11 @@ def _factor_entry(piece: FileLayer, keys: tuple[str, str], alpha: float | None, 
     up_shape = (rows, piece.rank, *(1 for _ in kernel))
 
     def make() -> tuple[Tensor, ...]:
-        up, down = piece.make()
-        if alpha is not None and alpha != piece.rank:
-            up = up * (piece.rank / alpha)
-        up, down = balance(up, down) if dtype == torch.float16 else (up, down)
+        as_is = alpha in (None, piece.rank) and piece.stored_dtype == dtype
+        up, down = piece.make(dtype if as_is else torch.float32)
+        if not as_is:
+            up = up * (piece.rank / alpha) if alpha else up
+            up, down = balance(up, down) if dtype == torch.float16 else (up, down)
         return down.to(dtype).reshape(down_shape), up.to(dtype).reshape(up_shape)
 
     return Entry(((keys[0], down_shape), (keys[1], up_shape)), dtype, make)
@@ -161,24 +153,22 @@ def _constant(key: str, value: Tensor) -> Entry:
 
 def _kohya_layers(layers: Mapping[str, Factored], base: Base | None) -> list[FileLayer]:
     if base is None:
-        return [FileLayer(name, layer.shape, layer.rank, layer.factors) for name, layer in layers.items()]
+        return [FileLayer.of(name, layer) for name, layer in layers.items()]
     pieces: list[FileLayer] = []
     for component, inside in _by_component(layers, base):
         for module, piece in _file_layers(component, component.kohya_dialect, inside):
             name = f"{component.kohya_prefix}_{flatten(module)}"
-            pieces.append(FileLayer(name, piece.shape, piece.rank, piece.make))
+            pieces.append(replace(piece, name=name))
     return pieces
 
 
 def _dotted_layers(layers: Mapping[str, Factored], base: Base | None) -> list[FileLayer]:
     if base is not None:
         _check_known(layers, base)
-    return [FileLayer(name, layer.shape, layer.rank, layer.factors) for name, layer in layers.items()]
+    return [FileLayer.of(name, layer) for name, layer in layers.items()]
 
 
-def _by_component(
-    layers: Mapping[str, Factored], base: Base
-) -> Iterable[tuple[Component, dict[str, Factored]]]:
+def _by_component(layers: Mapping[str, Factored], base: Base) -> Iterable[tuple[Component, dict[str, Factored]]]:
     _check_known(layers, base)
     for component in base.components.values():
         start = component.name + "."
@@ -193,9 +183,7 @@ def _check_known(layers: Mapping[str, Factored], base: Base) -> None:
         raise BaseMismatchError(f"{base.name} has no layer {strange[0]!r} ({len(strange)} such layers)")
 
 
-def _file_layers(
-    component: Component, dialect: str, layers: Mapping[str, Factored]
-) -> Iterable[tuple[str, FileLayer]]:
+def _file_layers(component: Component, dialect: str, layers: Mapping[str, Factored]) -> Iterable[tuple[str, FileLayer]]:
     """(module name in the dialect, its factors), joining canonical layers that the dialect fuses."""
     fused = component.aliases[dialect] if dialect != "diffusers" else {}
     owner = {span.layer: alias for alias, spans in fused.items() for span in spans}

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 
 class Suffix(NamedTuple):
-    """What the end of a key says: the tensor's role, and the naming style it belongs to ("" when every style has it)."""
+    """What the end of a key says: the tensor's role, and the naming style it belongs to ("" where all have it)."""
 
     role: str
     style: str
@@ -54,7 +54,7 @@ SUFFIXES: Mapping[str, Suffix] = MappingProxyType(
         "set_weight": Suffix("set_weight", "kohya"),
         "reshape_weight": Suffix("reshape_weight", ""),
         # LyCORIS
-        "dora_scale": Suffix("dora_scale", "kohya"),
+        "dora_scale": Suffix("dora_scale", ""),
         "diff": Suffix("diff", "kohya"),
         "w_norm": Suffix("diff", "kohya"),
         "b_norm": Suffix("bias", "kohya"),
@@ -85,14 +85,15 @@ SUFFIXES: Mapping[str, Suffix] = MappingProxyType(
 
 COMPONENTS = frozenset(
     {
-        *("unet", "transformer", "transformer_2", "diffusion_model", "prior", "decoder"),
-        *("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "text_encoders"),
+        *("unet", "transformer", "transformer_2", "diffusion_model"),
+        *("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"),
         *("clip_l", "clip_g", "t5", "t5xxl"),
     }
 )
 """First segments of dotted keys that name a component; without one, the prefix is empty."""
 
-_FLAT_PREFIX = re.compile(r"(lora_(?:unet|te\d?|transformer|prior_unet|prior_te)|lycoris)_(?=.)")
+_FLAT_PREFIX = re.compile(r"(lora_(?:unet_?|te\d?|transformer|prior_unet|prior_te)|lycoris)_(?=[^_])")
+_COMFY_TEXT_ENCODER = re.compile(r"(text_encoders\.\w+(?:\.transformer)?)\.(?=.)")
 _PEFT = "base_model.model"
 _XLABS = re.compile(r"((?:double|single)_blocks\.\d+)\.processor\.(qkv|proj)_lora(\d?)")
 _XLABS_MODULES: Mapping[tuple[str, str], str] = {
@@ -106,8 +107,9 @@ _XLABS_MODULES: Mapping[tuple[str, str], str] = {
 }
 _PROCESSOR_LORA = re.compile(r"(.*?\.?)([^.]+)_lora\d?")
 _TEXT_ENCODER_NAMES: Mapping[str, str] = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_NAMED = re.compile(r"lora_[AB]|lora_(?:embedding_[AB]|magnitude_vector)|hada_\w+|lokr_\w+|ia3_l|b?oft_[Rs]")
+"""What PEFT writes an adapter's name after; on disk it should be gone, but often is not."""
 _BUNDLE = re.compile(r"bundle_emb\.(.+?)\.(?:string_to_param\..+|[^.]+)")
-_EMPTY_STEM = ("", "")
 
 
 class Place(NamedTuple):
@@ -154,6 +156,10 @@ def locate(stem: str) -> Place:
     if flat and "." not in stem:
         name = stem[flat.end() :]
         return Place(flat[1], name, name, "flat")
+    comfy = _COMFY_TEXT_ENCODER.match(stem)
+    if comfy:
+        name = stem[comfy.end() :]
+        return Place(comfy[1], name, name, "comfy")
     prefix, path, site = "", stem.replace("_orig_mod.", ""), "bare"
     while True:
         head, _, rest = path.partition(".")
@@ -196,9 +202,8 @@ def _split(key: str) -> tuple[str, Suffix] | None:
         if suffix is not None:
             return ".".join(parts[:-length]), suffix
     for kept in (3, 2):  # `lora_A.<adapter>.weight`, then `lora_embedding_A.<adapter>`
-        if len(parts) > kept:
-            tail = ".".join((parts[-kept], *parts[len(parts) - kept + 2 :]))
-            suffix = SUFFIXES.get(tail)
-            if suffix is not None and (suffix.style == "peft" or parts[-kept].startswith(("hada_", "lokr_"))):
+        if len(parts) > kept and _NAMED.fullmatch(parts[-kept]):
+            suffix = SUFFIXES.get(".".join((parts[-kept], *parts[len(parts) - kept + 2 :])))
+            if suffix is not None and (kept == 3 or suffix.role not in ("down", "up")):
                 return ".".join(parts[:-kept]), suffix
     return None

@@ -17,27 +17,37 @@ from torch import Tensor
 from lorahub.bases.model import Span
 
 
-class _Factored(Protocol):
+class Factored(Protocol):
+    """What encoding needs of a layer; `lorahub.algebra.LowRank` is one."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
     def rank(self) -> int: ...
-    def factors(self) -> tuple[Tensor, Tensor]: ...
+    @property
+    def stored_dtype(self) -> torch.dtype | None: ...
+    def factors(self, dtype: torch.dtype = ...) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class FileLayer:
-    """A layer as a file spells it: name, weight shape, rank, and the function that makes (up, down)."""
+    """A layer as a file spells it: name, weight shape, rank, and the function that makes (up, down) in a dtype.
+
+    stored_dtype: the dtype in which the factors exist already, so that taking them in it loses nothing; else None.
+    """
 
     name: str
     shape: tuple[int, ...]
     rank: int
-    make: Callable[[], tuple[Tensor, Tensor]]
+    make: Callable[[torch.dtype], tuple[Tensor, Tensor]]
+    stored_dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, name: str, layer: Factored) -> FileLayer:
+        return cls(name, layer.shape, layer.rank, layer.factors, layer.stored_dtype)
 
 
-def split(
-    spans: Sequence[Span], up: Tensor, rows: Mapping[str, int]
-) -> list[tuple[str, Tensor]]:
+def split(spans: Sequence[Span], up: Tensor, rows: Mapping[str, int]) -> list[tuple[str, Tensor]]:
     """(canonical layer, its rows of `up` [out, r]) for each layer that the spans cover; views where possible.
 
     rows: canonical layer -> number of rows of its weight. Rows of a layer that no span covers are zero.
@@ -62,22 +72,21 @@ def _assemble(parts: list[tuple[Span, Tensor]], rows: int) -> Tensor:
 
 
 def join(
-    spans: Sequence[Span] | None, name: str, layers: Mapping[str, _Factored], shapes: Mapping[str, tuple[int, ...]]
+    spans: Sequence[Span] | None, name: str, layers: Mapping[str, Factored], shapes: Mapping[str, tuple[int, ...]]
 ) -> FileLayer:
     """The file layer `name` that stacks the given spans of `layers`; spans of layers that are absent are zero rows."""
     if spans is None:
-        layer = layers[name]
-        return FileLayer(name, layer.shape, layer.rank, layer.factors)
+        return FileLayer.of(name, layers[name])
     present = list(dict.fromkeys(span.layer for span in spans if span.layer in layers))
     out = sum(span.stop - span.start for span in spans)
     shape = (out, *shapes[spans[0].layer][1:])
     shared = _share_down([layers[layer] for layer in present])
     rank = layers[present[0]].rank if shared else sum(layers[layer].rank for layer in present)
 
-    def make() -> tuple[Tensor, Tensor]:
-        factors = {layer: layers[layer].factors() for layer in present}
+    def make(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        factors = {layer: layers[layer].factors(dtype) for layer in present}
         down = factors[present[0]][1] if shared else torch.cat([factors[layer][1] for layer in present])
-        up = torch.zeros(out, rank)
+        up = torch.zeros(out, rank, dtype=dtype)
         first_column = {}
         column = 0
         for layer in present:
@@ -95,11 +104,11 @@ def join(
     return FileLayer(name, shape, rank, make)
 
 
-def _share_down(layers: Sequence[_Factored]) -> bool:
+def _share_down(layers: Sequence[Factored]) -> bool:
     """Whether all the layers have the same `down`, as the parts of a fused layer do."""
     if len(layers) < 2:
         return True
     if len({layer.rank for layer in layers}) > 1 or len({math.prod(layer.shape[1:]) for layer in layers}) > 1:
         return False
-    first = layers[0].factors()[1]
-    return all(torch.equal(first, layer.factors()[1]) for layer in layers[1:])
+    first = layers[0].factors(torch.float32)[1]
+    return all(torch.equal(first, layer.factors(torch.float32)[1]) for layer in layers[1:])

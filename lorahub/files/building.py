@@ -1,0 +1,166 @@
+"""From named tensors to an adapter: the layout is parsed, the base found, every module decoded and placed.
+
+The rule: every key of the input is accounted for. What is not understood is an error, never a silent drop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lorahub import bases
+from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.lowrank import Block, LowRank
+from lorahub.algebra.recipe import Source
+from lorahub.bases.model import Base, Span
+from lorahub.errors import BaseMismatchError, FileFormatError
+from lorahub.files.reading import Content, check_finite
+from lorahub.formats.decode import decode
+from lorahub.formats.layout import Layout, Module, parse, seen
+from lorahub.formats.encode import UNLISTED_DOTTED, UNLISTED_KOHYA
+from lorahub.formats.rows import split
+
+
+def build(content: Content, base: str | Base | None) -> Adapter:
+    """The adapter that the tensors spell. `base` overrides detection.
+
+    Raises FileFormatError for keys that nobody understands, NotAdditiveError for DoRA and its like, BaseMismatchError
+    for layers that the base does not have and for a base that is ambiguous.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in content.tensors.items()}
+    layout = parse(shapes, content.metadata, content.config)
+    if layout.unknown:
+        raise FileFormatError(
+            f"{content.name}: {len(layout.unknown)} keys are not understood, such as {layout.unknown[0]!r}"
+        )
+    if not layout.modules and not layout.embeddings:
+        raise FileFormatError(f"{content.name} holds no adapter layers")
+    found = base if isinstance(base, Base) else find_base(layout, content.metadata, base, content.name)
+    place = _Placer(found, content)
+    for module in layout.modules:
+        place.add(module)
+    return Adapter(
+        found.name if found else place.unlisted_space(layout),
+        place.layers,
+        place.offsets,
+        _embeddings(layout, content),
+        Source(content.name, content.data_sha256, dict(content.metadata)),
+    )
+
+
+def find_base(layout: Layout, metadata: Mapping[str, str], wanted: str | None, name: str) -> Base | None:
+    """The base given by name or detected; None when the layers fit no listed base."""
+    if wanted is not None:
+        return None if wanted.startswith("unlisted") else bases.get(wanted)
+    detection = bases.detect(seen(layout), metadata)
+    if detection.base is not None:
+        return bases.get(detection.base)
+    if detection.candidates:
+        raise BaseMismatchError(f"{name} fits several bases ({', '.join(detection.candidates)}): say which with --base")
+    return None
+
+
+def _embeddings(layout: Layout, content: Content) -> dict[str, Tensor]:
+    """Token -> [vectors, dim]; tokens that have one embedding per text encoder are named `token/clip_l`."""
+    result: dict[str, Tensor] = {}
+    for token, keys in layout.embeddings.items():
+        for key in keys:
+            name = token if len(keys) == 1 else f"{token}/{key.rpartition('.')[2]}"
+            check_finite(key, content.tensors[key])
+            result[name] = content.tensors[key].reshape(-1, content.tensors[key].shape[-1])
+    return result
+
+
+class _Placer:
+    """Collects decoded modules under canonical names; a layer that comes twice must come equal."""
+
+    def __init__(self, base: Base | None, content: Content) -> None:
+        self.base = base
+        self.content = content
+        self.layers: dict[str, LowRank] = {}
+        self.offsets: dict[str, Tensor] = {}
+
+    def add(self, module: Module) -> None:
+        decoded = decode(module, self.content.tensors)
+        spans = self._spans(module)
+        blocks: dict[str, list[Block]] = {}
+        for up, down, scale in decoded.factors:
+            for layer, rows in split(spans, up, {span.layer: self._rows(span, up) for span in spans}):
+                blocks.setdefault(layer, []).append(Block(rows, down, scale))
+        for layer, parts in blocks.items():
+            self._put(layer, LowRank(self._shape(layer, parts[0], decoded.kernel), tuple(b for b in parts if b.scale)))
+        for kind, offset in (("weight", decoded.weight_offset), ("bias", decoded.bias_offset)):
+            if offset is not None:
+                for layer, rows in split(
+                    spans, offset.float(), {span.layer: self._rows(span, offset) for span in spans}
+                ):
+                    check_finite(f"{layer}.{kind}", rows)
+                    self.offsets[f"{layer}.{kind}"] = rows
+
+    def _spans(self, module: Module) -> tuple[Span, ...]:
+        if self.base is None:
+            return (Span(_spelled(module), 0, module.out or 0),)
+        prefix = self.content.metadata.get("lorahub.component", "") or module.prefix
+        spans = self.base.find(prefix, module.name)
+        if spans is None and module.prefix in ("", "base_model.model"):  # PEFT does not say which component it is
+            spans = self.base.find("", module.name)
+        if spans is None:
+            raise BaseMismatchError(f"{self.content.name}: {self.base.name} has no layer {_spelled(module)!r}")
+        return spans
+
+    def _rows(self, span: Span, tensor: Tensor) -> int:
+        if self.base is None:
+            return tensor.shape[0]
+        shape = self.base.shape(span.layer)
+        return shape[0] if shape else span.stop  # a normalisation layer: its span is all of it
+
+    def _shape(self, layer: str, block: Block, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """Weight shape of the layer: the base's when known (a 1x1 kernel may be missing in the file, or be too many)."""
+        came = (block.up.shape[0], block.down.shape[1])
+        if self.base is None:
+            return (came[0], came[1] // math.prod(kernel), *kernel) if kernel else came
+        shape = self.base.shape(layer) or came
+        if (shape[0], math.prod(shape[1:])) != came:
+            raise BaseMismatchError(
+                f"{self.content.name}: {layer} is {list(shape)} in {self.base.name}, the file's is {list(came)}"
+            )
+        return shape
+
+    def _put(self, layer: str, value: LowRank) -> None:
+        if layer in self.layers and self.layers[layer].rank and value.rank:
+            raise FileFormatError(f"{self.content.name}: {layer} is given twice, in two spellings")
+        self.layers[layer] = value
+
+    def unlisted_space(self, layout: Layout) -> str:
+        """Arithmetic without a known base works within one spelling: underscored or dotted names."""
+        kinds = {UNLISTED_KOHYA if _underscored(module) else UNLISTED_DOTTED for module in layout.modules}
+        if len(kinds) > 1:
+            raise BaseMismatchError(
+                f"{self.content.name} mixes kohya and dotted names, and its base is not listed "
+                f"(listed are {', '.join(bases.names())})"
+            )
+        return kinds.pop() if kinds else UNLISTED_DOTTED
+
+
+def _underscored(module: Module) -> bool:
+    return module.prefix.startswith(("lora_", "lycoris"))
+
+
+def _spelled(module: Module) -> str:
+    joint = "_" if _underscored(module) else "."
+    return f"{module.prefix}{joint}{module.name}" if module.prefix else module.name
+
+
+def from_state_dict(
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str = "state dict",
+    base: str | Base | None = None,
+    metadata: Mapping[str, str] | None = None,
+    config: Mapping[str, object] | None = None,
+    data_sha256: str = "",
+) -> Adapter:
+    """The adapter that a dictionary of tensors spells, in any format; `config` as in a PEFT folder."""
+    return build(Content(name, tensors, metadata or {}, config, data_sha256), base)

@@ -1,0 +1,164 @@
+"""Save an adapter: encoded, written under a temporary name, read back, compared with what was asked, then renamed.
+
+The rule: success is reported only for a file that was read again by the ordinary reader and found to be right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorahub import bases
+from lorahub.algebra.adapter import Adapter
+from lorahub.bases.model import Base
+from lorahub.errors import BaseMismatchError, UsageError, VerificationError
+from lorahub.files import provenance
+from lorahub.files.loading import load_path
+from lorahub.files.probe import distance
+from lorahub.files.store import replacing, write_safetensors
+from lorahub.formats.encode import (
+    UNLISTED_DOTTED,
+    UNLISTED_KOHYA,
+    Encoded,
+    Entry,
+    encode_diffusers,
+    encode_kohya,
+    encode_peft,
+)
+
+FORMAT_NAMES = ("kohya", "diffusers", "peft")
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest relative change of ΔW that rounding to the dtype may make before the file is refused."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written and checked.
+
+    error: relative Frobenius distance between ΔW as read back and as asked for (rounding to the file's dtype).
+    """
+
+    path: Path
+    format: str
+    dtype: str
+    size: int
+    layers: int
+    data_sha256: str
+    error: float
+
+
+def save(
+    adapter: Adapter,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    dtype: str = "fp16",
+    force: bool = False,
+    drop: Collection[str] = (),
+    base: Base | None = None,
+) -> Saved:
+    """Write the adapter, read the file back and compare.
+
+    format: kohya (the default where the base allows), diffusers, or peft (a folder). dtype: fp32, fp16 or bf16.
+    force: overwrite. drop: parts to leave out when the format cannot hold them: "offsets", "embeddings".
+    base: the base's description when it is not a listed one.
+    Raises ConflictError when the file exists, BaseMismatchError when the format cannot spell the layers, UsageError when
+    it cannot hold all parts, VerificationError when the values do not survive the dtype; then nothing is written.
+    """
+    target = Path(path)
+    if dtype not in DTYPES:
+        raise UsageError(f"no such dtype: {dtype!r}; expected one of {', '.join(DTYPES)}")
+    found = base or (None if adapter.base.startswith("unlisted") else bases.get(adapter.base))
+    chosen = format or default_format(adapter.base, target)
+    for part in drop:
+        if part not in ("offsets", "embeddings"):
+            raise UsageError(f"cannot drop {part!r}: expected offsets or embeddings")
+        adapter = replace(adapter, **{part: {}})
+    adapter = replace(adapter, layers={name: layer for name, layer in adapter.layers.items() if layer.rank})
+    files = _encode(adapter, chosen, DTYPES[dtype], found)
+    with replacing(target, force=force) as temporary:
+        hashes = _write(files, temporary)
+        error = _check(adapter, temporary, DTYPES[dtype], base or (found.name if found else adapter.base))
+    size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
+    return Saved(target, chosen, dtype, size, len(adapter.layers), "+".join(hashes), error)
+
+
+def default_format(base: str, target: Path) -> str:
+    """kohya, which every tool reads; dotted spellings of unlisted bases stay dotted; a name without suffix is a folder."""
+    if target.suffix == "":
+        return "peft"
+    return "diffusers" if base == UNLISTED_DOTTED else "kohya"
+
+
+def _encode(adapter: Adapter, format: str, dtype: torch.dtype, base: Base | None) -> dict[str, Encoded]:
+    """Relative file path ("" is the target itself) -> what it will hold."""
+    if format not in FORMAT_NAMES:
+        raise UsageError(f"cannot write the format {format!r}: expected one of {', '.join(FORMAT_NAMES)}")
+    spelled = {UNLISTED_KOHYA: ("kohya",), UNLISTED_DOTTED: ("diffusers", "peft")}.get(adapter.base)
+    if spelled and format not in spelled:
+        raise BaseMismatchError(
+            f"{adapter.name} has a base that is not listed, so it cannot be respelled as {format}: "
+            f"save it as {spelled[0]}, or name its base (listed are {', '.join(bases.names())})"
+        )
+    extra = provenance.metadata(adapter)
+    if format == "kohya":
+        encoded = encode_kohya(adapter.layers, adapter.offsets, base, dtype)
+        encoded = replace(encoded, entries=encoded.entries + _embedding_entries(adapter.embeddings))
+    else:
+        held = [part for part in ("offsets", "embeddings") if getattr(adapter, part)]
+        if held:
+            raise UsageError(
+                f"{format} files cannot hold the {' and '.join(held)} of {adapter.name}: save as kohya, or drop them"
+            )
+        if format == "peft":
+            return {
+                part: replace(file, metadata={**extra, **file.metadata})
+                for part, file in encode_peft(adapter.layers, base, dtype).items()
+            }
+        encoded = encode_diffusers(adapter.layers, base, dtype)
+    return {"": replace(encoded, metadata={**extra, **encoded.metadata})}
+
+
+def _embedding_entries(embeddings: Mapping[str, Tensor]) -> tuple[Entry, ...]:
+    """Textual-inversion tokens as the bundles that A1111 and OneTrainer read."""
+    entries = []
+    for name, vectors in embeddings.items():
+        token, _, encoder = name.partition("/")
+        key = f"bundle_emb.{token}.{encoder or 'string_to_param.*'}"
+        entries.append(Entry(((key, tuple(vectors.shape)),), vectors.dtype, lambda kept=vectors: (kept,)))
+    return tuple(entries)
+
+
+def _write(files: Mapping[str, Encoded], temporary: Path) -> list[str]:
+    """Write what `_encode` planned at a temporary path; returns the data hashes."""
+    if list(files) == [""]:
+        return [write_safetensors(temporary, files[""])]
+    hashes = []
+    for part, encoded in files.items():
+        folder = temporary / part if len(files) > 1 else temporary
+        folder.mkdir(parents=True)
+        hashes.append(write_safetensors(folder / "adapter_model.safetensors", encoded))
+        (folder / "adapter_config.json").write_text(json.dumps(encoded.config, indent=2) + "\n", encoding="utf-8")
+    return hashes
+
+
+def _check(asked: Adapter, written: Path, dtype: torch.dtype, base: str | Base) -> float:
+    """The relative distance between what was asked and what the ordinary reader finds in the file."""
+    found = load_path(written, base=base)
+    apart = distance(asked, found)
+    if not apart.relative <= _TOLERANCE[dtype]:  # also refuses NaN
+        raise VerificationError(
+            f"read back in {str(dtype).removeprefix('torch.')}, ΔW differs by {apart.relative:.2g} of its norm "
+            f"(most in {apart.worst_layer}): choose a wider --dtype, or reduce the rank, which balances the factors"
+        )
+    if asked.embeddings.keys() != found.embeddings.keys():
+        raise VerificationError("read back, the file lacks embeddings that were to be kept")
+    return apart.relative

@@ -1,0 +1,146 @@
+"""Bytes on disk: adapters written so that a crash, a full disk or a second writer can never leave half a file.
+
+The rule: everything is written under a temporary name beside the target, flushed to disk, checked, and only then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorahub.errors import ConflictError, LorahubError, NotFoundError, VerificationError
+from lorahub.formats.encode import Encoded, Entry
+
+HASH_KEY = "sshs_model_hash"
+"""sha256 of the data region, where sd-scripts and its readers look for it."""
+
+_DTYPE_NAMES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8",
+}  # fmt: skip
+
+
+def write_safetensors(path: Path, encoded: Encoded) -> str:
+    """Write the file, one entry in memory at a time, fsync it, and return the sha256 of its data region.
+
+    Entries are ordered by element size, so every tensor is aligned. The hash is put into the metadata afterwards, over a
+    placeholder of the same length. Raises VerificationError when a value overflows its dtype.
+    """
+    entries = sorted(encoded.entries, key=lambda entry: -entry.dtype.itemsize)
+    placeholder = "0" * 64
+    header = _header(entries, {**encoded.metadata, HASH_KEY: placeholder})
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        file.write(header)
+        for entry in entries:
+            for (name, shape), tensor in zip(entry.tensors, entry.make(), strict=True):
+                data = _bytes(name, shape, tensor)
+                digest.update(data)
+                file.write(data)
+        file.seek(header.index(placeholder.encode()))
+        file.write(digest.hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+    described: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for entry in entries:
+        for name, shape in entry.tensors:
+            size = entry.dtype.itemsize
+            for length in shape:
+                size *= length
+            described[name] = {
+                "dtype": _DTYPE_NAMES[entry.dtype],
+                "shape": list(shape),
+                "data_offsets": [position, position + size],
+            }
+            position += size
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(name: str, shape: tuple[int, ...], tensor: Tensor) -> memoryview:
+    if tuple(tensor.shape) != shape:
+        raise VerificationError(f"{name}: planned with shape {list(shape)}, made with {list(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise VerificationError(f"{name} does not fit {tensor.dtype}: choose bfloat16 or float32")
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place when the block ends well, and vanishes when it does not.
+
+    Works for files and folders. Raises ConflictError when the target exists and `force` is off (also when it appears
+    meanwhile), NotFoundError when the folder to write in is missing.
+    """
+    if not target.parent.is_dir():
+        raise NotFoundError(f"no such folder: {target.parent}")
+    if target.exists() and not force:
+        raise _exists(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _move(temporary, target, force)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise LorahubError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        _discard(temporary)
+
+
+def _move(temporary: Path, target: Path, force: bool) -> None:
+    if temporary.is_dir():
+        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        if force and target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _discard(old)
+    elif force:
+        temporary.replace(target)
+    else:
+        _link_or_refuse(temporary, target, lambda: temporary.rename(target))
+
+
+def _link_or_refuse(temporary: Path, target: Path, rename: Callable[[], object]) -> None:
+    """Give the file its name only if that is still free; a hard link is the one atomic way to do both."""
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        raise _exists(target) from None
+    except OSError:  # a file system without hard links: the check before writing has to do
+        rename()
+
+
+def _exists(target: Path) -> ConflictError:
+    return ConflictError(f"{target} exists already: choose another name, or overwrite it with --force")
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut, where the system allows opening a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
