@@ -69,7 +69,9 @@ _HOME = {
         ),
         "lorahub.algebra",
     ),
-    **dict.fromkeys(("Saved", "save"), "lorahub.files"),
+    **dict.fromkeys(("Comparison", "compare"), "lorahub.comparing"),
+    **dict.fromkeys(("Inspection", "inspect"), "lorahub.files.inspecting"),
+    **dict.fromkeys(("Saved", "save"), "lorahub.files.saving"),
     **dict.fromkeys(("combine", "load"), "lorahub.loading"),
     **dict.fromkeys(("attach", "detach"), "lorahub.pipeline"),
 }

@@ -38,8 +38,10 @@ def parse(text: str) -> tuple[Term, ...]:
         match = _TERM.match(text, position)
         if not match:
             raise _error(text, position, "expected an adapter, such as style or 0.8*./style.safetensors")
-        reference = match["ref"].strip("\"'")
-        if match["weight"] is None and reference.startswith("-"):  # -style: minus one times it
+        reference = match["ref"]
+        if reference[0] in "\"'":
+            reference = reference[1:-1]
+        elif match["weight"] is None and reference.startswith("-"):  # -style: minus one times it
             sign, reference = -sign, reference[1:]
         weight = sign * float(match["weight"] or 1)
         if not math.isfinite(weight):
@@ -59,12 +61,20 @@ def render(weights: list[tuple[float, str]]) -> str:
     parts: list[str] = []
     for weight, name in weights:
         sign = ("- " if weight < 0 else "+ ") if parts else ("-" if weight < 0 else "")
-        parts.append(f"{sign}{abs(weight):.10g}*{name}")
+        parts.append(f"{sign}{_number(abs(weight))}*{name}")
     return " ".join(parts)
 
 
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same float."""
+    short = f"{value:.10g}"
+    return short if float(short) == value else repr(value)
+
+
 def quote(name: str) -> str:
-    """The name as an expression must spell it."""
+    """The name as an expression must spell it (a name that holds both kinds of quotes has no spelling)."""
+    if '"' in name:
+        return f"'{name}'"
     return f'"{name}"' if re.search(r"[\s*']|^[-+]", name) else name
 
 

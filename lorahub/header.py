@@ -21,6 +21,9 @@ from lorahub.errors import FileFormatError, NotFoundError
 MAX_HEADER_BYTES = 16 * 2**20
 """Real adapters need 0.01 to 2 MiB. The bound keeps a hostile header under a second and 200 MB."""
 
+_MAX_DIMENSIONS = 64
+"""torch's own bound; the product of a hostile million of lengths would take minutes."""
+
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
     "U16": 16, "U8": 8, "BOOL": 8, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -70,16 +73,19 @@ def read(path: Path) -> Header:
     Raises NotFoundError when there is no such file, FileFormatError (one line) for anything that is not a
     well-formed safetensors file: truncation, overlaps, gaps, duplicate keys, sizes that do not add up.
     """
-    if not path.exists():
-        raise NotFoundError(f"no such file: {path}")
-    if not path.is_file():
-        raise FileFormatError(f"{path} is not a regular file: expected a .safetensors file")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(64)
-        length = _header_length(start, size, path)
-        file.seek(8)
-        raw = file.read(length)
+    try:
+        if not path.exists():
+            raise NotFoundError(f"no such file: {path}")
+        if not path.is_file():
+            raise FileFormatError(f"{path} is not a regular file: expected a .safetensors file")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = _header_length(start, size, path)
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {path}: {error.strerror}") from None
     entries = _parse_json(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -136,49 +142,63 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        entries = json.loads(raw)
+        text = raw.decode("utf-8")
+        entries: dict[str, Any] = json.loads(text)  # an object: the first byte is known to be "{"
+        repeated = _repeated_keys(text) if _may_repeat(raw, entries) else set()
     except (ValueError, RecursionError) as error:
         kind = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FileFormatError(f"{path}: header is not valid JSON: {kind}") from None
     finally:
         if collecting:
             gc.enable()
-    if not isinstance(entries, dict):
-        raise FileFormatError(f"{path}: header must be a JSON object")
-    # json.loads keeps the last of equal keys and says nothing; every entry has one "dtype", so counting finds them.
-    if raw.count(b'"dtype"') != len(entries) - ("__metadata__" in entries):
-        repeated = _repeated_keys(raw)
-        if repeated:
-            raise FileFormatError(f"{path}: duplicate keys in the header: {', '.join(sorted(repeated)[:3])}")
+    if repeated:
+        raise FileFormatError(f"{path}: duplicate keys in the header: {', '.join(map(_short, sorted(repeated)[:3]))}")
     return entries
 
 
-def _repeated_keys(raw: bytes) -> set[str]:
+def _may_repeat(raw: bytes, entries: Mapping[str, Any]) -> bool:
+    """Whether a key may come twice: json.loads keeps the last of equal keys and says nothing.
+
+    Every tensor has one "dtype", "shape" and "data_offsets", so counting finds repetition, unless letters are escaped.
+    """
+    tensors = len(entries) - ("__metadata__" in entries)
+    counts = [raw.count(key) for key in (b'"dtype"', b'"shape"', b'"data_offsets"')]
+    return counts != [tensors] * 3 or raw.count(b'"__metadata__"') > 1 or b"\\u00" in raw
+
+
+def _repeated_keys(text: str) -> set[str]:
     repeated: set[str] = set()
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated.update(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return dict(pairs)
 
-    json.loads(raw, object_pairs_hook=collect)
+    json.loads(text, object_pairs_hook=collect)
     return repeated
+
+
+def _short(name: str) -> str:
+    """A name as one short line, whatever it holds."""
+    return repr(name if len(name) <= 120 else f"{name[:117]}...")
 
 
 def _tensor_info(name: str, entry: Any, path: Path) -> TensorInfo:
     try:
-        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         bits = DTYPE_BITS[dtype]
     except (TypeError, KeyError, ValueError):
         raise FileFormatError(
-            f"{path}: tensor {name!r} needs a known dtype, a shape and two data_offsets, has {str(entry)[:80]}"
+            f"{path}: tensor {_short(name)} needs a known dtype, a shape and two data_offsets"
         ) from None
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise FileFormatError(f"{path}: tensor {name!r} has a shape or offsets that are not whole numbers >= 0")
+    if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
+        raise FileFormatError(f"{path}: tensor {_short(name)} needs a shape of at most {_MAX_DIMENSIONS} lengths")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):
+        raise FileFormatError(f"{path}: tensor {_short(name)} has a shape or offsets that are not whole numbers >= 0")
     if math.prod(shape) * bits != (stop - start) * 8:
         raise FileFormatError(
-            f"{path}: tensor {name!r} of shape {list(shape)} and dtype {dtype} does not fill its {stop - start} bytes"
+            f"{path}: tensor {_short(name)} of shape {shape} and dtype {dtype} does not fill its {stop - start} bytes"
         )
-    return TensorInfo(dtype, shape, start, stop)
+    return TensorInfo(dtype, tuple(shape), start, stop)
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], available: int, path: Path) -> None:
@@ -187,7 +207,7 @@ def _check_layout(tensors: Mapping[str, TensorInfo], available: int, path: Path)
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if info.start != position:
             kind = "overlaps" if info.start < position else "leaves a gap after"
-            raise FileFormatError(f"{path}: tensor {name!r} {kind} the tensor before it (byte {info.start})")
+            raise FileFormatError(f"{path}: tensor {_short(name)} {kind} the tensor before it (byte {info.start})")
         position = info.stop
     if position > available:
         raise FileFormatError(f"{path} is truncated: tensors need {position} bytes, the file holds {available}")

@@ -19,7 +19,7 @@ def locate(reference: str | Path) -> Path:
         from lorahub.hub.fetch import fetch, is_hub_reference  # the client takes half a second to import
 
         if is_hub_reference(reference):
-            return fetch(reference)
+            return fetch(reference, what=f"no file {reference!r} here; as a Hub repository")
     raise NotFoundError(
         f"no adapter {str(reference)!r}: there is no such file, and it is no Hub repository (user/repo)"
     )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.recipe import Recipe, Source, Step, combine
+from lorahub.algebra.recipe import Recipe, Source, Step, combine, sources
 from lorahub.errors import BaseMismatchError, ConflictError, UsageError
 
 
@@ -42,8 +42,9 @@ class Adapter:
 
     @property
     def name(self) -> str:
-        """Short name for messages."""
-        return self.recipe.name if isinstance(self.recipe, Source) else "the combination"
+        """Short name for messages: that of the one adapter it was made from."""
+        names = {source.name for source in sources(self.recipe)}
+        return names.pop() if len(names) == 1 else "the combination"
 
     def __add__(self, other: Adapter) -> Adapter:
         if not isinstance(other, Adapter):
@@ -61,6 +62,10 @@ class Adapter:
                 raise BaseMismatchError(f"{name}: {error}") from None
         offsets = dict(self.offsets)
         for name, offset in other.offsets.items():
+            if name in offsets and offsets[name].shape != offset.shape:
+                raise BaseMismatchError(
+                    f"{name}: cannot add lengths {list(offsets[name].shape)} and {list(offset.shape)}"
+                )
             offsets[name] = offsets[name] + offset if name in offsets else offset
         return Adapter(
             self.base,
@@ -104,11 +109,12 @@ def weighted(adapter: Adapter, weights: Mapping[str, float]) -> Adapter:
     Raises UsageError for a pattern that is no regular expression or that matches no layer (a typing mistake).
     """
     find = _first_match(weights, [*adapter.layers, *adapter.offsets])
-    return replace(
-        adapter,
-        layers={name: layer * find(name) for name, layer in adapter.layers.items()},
-        offsets={name: offset * find(name) for name, offset in adapter.offsets.items()},
-        recipe=Step("weighted", {"weights": dict(weights)}, (adapter.recipe,)),
+    return Adapter(
+        adapter.base,
+        {name: layer * find(name) for name, layer in adapter.layers.items()},
+        {name: offset * find(name) for name, offset in adapter.offsets.items()},
+        adapter.embeddings,
+        Step("weighted", {"weights": dict(weights)}, (adapter.recipe,)),
     )
 
 

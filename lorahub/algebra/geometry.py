@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
-from lorahub.errors import BaseMismatchError, UsageError
+from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
 CHUNK_ROWS = 512
 """float32 products are summed over this many rows at a time, and the sums in float64."""
 
-_CANCELLATION = 1e-5
-"""Below this share of the magnitudes that went in, a float32 product has lost its digits: float64 takes over."""
+_CANCELLATION = 1e-3
+"""Below this share of the magnitudes that went in, a float32 product has lost three digits: float64 takes over."""
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -28,16 +28,19 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.float64:
         return left.T @ right
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for chunk, other in zip(left.split(CHUNK_ROWS), right.split(CHUNK_ROWS), strict=True):
+    for chunk, other in zip(torch.split(left, CHUNK_ROWS), torch.split(right, CHUNK_ROWS), strict=True):
         total += chunk.T @ other
     return total
 
 
 def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
-    """Matrix of inner products of k versions of one layer, float64 [k, k]."""
+    """Matrix of inner products of k versions of one layer, float64 [k, k]. Raises VerificationError for NaN or Inf."""
     gram, magnitude = _layer_gram(layers, torch.float32, device)
-    if bool((gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any()):
+    overflow = not bool(torch.isfinite(gram).all())
+    if overflow or bool((gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any()):
         gram, _ = _layer_gram(layers, torch.float64, device)
+        if not bool(torch.isfinite(gram).all()):
+            raise VerificationError("the weights hold NaN or Inf")
     return gram
 
 
@@ -57,7 +60,10 @@ def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | tor
 
 
 def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:
-    """The matrix of all inner products, float64 [k, k], on the CPU. Raises BaseMismatchError for mixed bases."""
+    """The matrix of all inner products, float64 [k, k], on the CPU.
+
+    Raises BaseMismatchError for mixed bases, VerificationError for NaN or Inf in the weights.
+    """
     return sum(layer_grams(adapters, device).values(), start=_offset_gram(adapters))
 
 
@@ -77,9 +83,11 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
         if len(shapes) > 1:
             raise BaseMismatchError(f"{name} has different shapes: {' and '.join(map(str, sorted(shapes)))}")
         matrix = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
-        matrix[torch.tensor(present)[:, None], torch.tensor(present)] = layer_gram(
-            [adapters[index].layers[name] for index in present], device
-        )
+        try:
+            known = layer_gram([adapters[index].layers[name] for index in present], device)
+        except VerificationError as error:
+            raise VerificationError(f"{name}: {error}") from None
+        matrix[torch.tensor(present)[:, None], torch.tensor(present)] = known
         result[name] = matrix
     return result
 
@@ -90,7 +98,14 @@ def _offset_gram(adapters: Sequence[Adapter]) -> Tensor:
     for i, one in enumerate(adapters):
         for j, other in enumerate(adapters):
             for name in one.offsets.keys() & other.offsets.keys():
-                result[i, j] += torch.dot(one.offsets[name].double(), other.offsets[name].double())
+                mine, theirs = one.offsets[name].double(), other.offsets[name].double()
+                if mine.shape != theirs.shape:
+                    raise BaseMismatchError(
+                        f"{name} has different lengths: {list(mine.shape)} and {list(theirs.shape)}"
+                    )
+                result[i, j] += torch.dot(mine, theirs)
+                if not bool(torch.isfinite(result[i, j])):
+                    raise VerificationError(f"{name} holds NaN or Inf")
     return result
 
 

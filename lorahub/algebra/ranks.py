@@ -42,53 +42,55 @@ def energy(share: float) -> RankRule:
     """Keep the fewest singular values whose squares sum to at least `share` (0 to 1) of a layer's total."""
     if not 0 < share <= 1:
         raise UsageError(f"energy is a share between 0 and 1, got {share}")
-    return RankRule(f"energy({share:g})", per_layer=lambda sigma: _smallest_with_tail(sigma, 1 - share))
+    return RankRule(f"energy({share})", per_layer=lambda sigma: _smallest_with_tail(sigma, 1 - share))
 
 
 def relative(error: float) -> RankRule:
     """Keep the fewest singular values that leave a relative Frobenius error of at most `error` in every layer."""
     if not 0 <= error < 1:
         raise UsageError(f"a relative error lies between 0 and 1, got {error}")
-    return RankRule(f"relative({error:g})", per_layer=lambda sigma: _smallest_with_tail(sigma, error**2))
+    return RankRule(f"relative({error})", per_layer=lambda sigma: _smallest_with_tail(sigma, error**2))
 
 
-def budget(size: int, *, bytes_per_element: int = 2, overhead: int = 400) -> RankRule:
+def budget(
+    size: int,
+    *,
+    bytes_per_element: int = 2,
+    overhead: int = 700,
+    elements: Callable[[str, tuple[int, int]], int] = lambda name, shape: sum(shape),
+) -> RankRule:
     """Spend at most `size` bytes over all layers, buying first the singular values with the most σ² per byte.
 
-    A rank-one term of a layer [out, in] costs (out + in) · bytes_per_element; a layer that is kept at all costs
-    `overhead` more, for its entries in the header. Since σ only falls within a layer, greedy choice is optimal up to
-    the last term that does not fit.
+    elements: (layer, (out, in)) -> numbers stored for one unit of rank, out + in unless a format fuses layers.
+    overhead: bytes that a layer costs once it is kept at all, for its entries in the header.
+    Since σ only falls within a layer, the greedy choice is optimal up to the last term that does not fit.
     """
     if size < 1:
         raise UsageError(f"a size must be positive, got {size} bytes")
 
     def allot(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        prices = {name: elements(name, shape) * bytes_per_element for name, shape in shapes.items()}
         ranks = dict.fromkeys(spectra, 0)
         left = float(size)
-        offers = [_offer(name, spectra[name], 0, shapes[name], bytes_per_element) for name in spectra]
-        queue = [offer for offer in offers if offer]
+        queue = [(-_worth(spectra[name], 0) / prices[name], name) for name in spectra if _worth(spectra[name], 0)]
         heapq.heapify(queue)
         while queue:
             _, name = heapq.heappop(queue)
-            price = sum(shapes[name]) * bytes_per_element + (overhead if ranks[name] == 0 else 0)
+            price = prices[name] + (overhead if ranks[name] == 0 else 0)
             if price > left:
                 continue
             left -= price
             ranks[name] += 1
-            following = _offer(name, spectra[name], ranks[name], shapes[name], bytes_per_element)
-            if following:
-                heapq.heappush(queue, following)
+            if worth := _worth(spectra[name], ranks[name]):
+                heapq.heappush(queue, (-worth / prices[name], name))
         return ranks
 
     return RankRule(f"budget({size})", overall=allot)
 
 
-def _offer(
-    name: str, sigma: Tensor, index: int, shape: tuple[int, int], bytes_per_element: int
-) -> tuple[float, str] | None:
-    if index >= len(sigma) or sigma[index] == 0:
-        return None
-    return -(float(sigma[index]) ** 2) / (sum(shape) * bytes_per_element), name
+def _worth(sigma: Tensor, index: int) -> float:
+    """The squared error that keeping one more singular value saves."""
+    return float(sigma[index]) ** 2 if index < len(sigma) else 0.0
 
 
 def _smallest_with_tail(sigma: Tensor, allowed: float) -> int:

@@ -40,17 +40,25 @@ Recipe = Source | Sum | Step
 
 
 def combine(weighted: list[tuple[float, Recipe]]) -> Recipe:
-    """The sum, flattened: sums inside sums are multiplied out, equal sources are gathered, zero weights dropped."""
-    gathered: dict[int, tuple[float, Recipe]] = {}
-    keys: list[Recipe] = []
+    """The sum, flattened: sums inside sums are multiplied out, the same adapters gathered, zero weights dropped.
+
+    Equal recipes are the same adapter when all their sources have a hash; without one only identity tells.
+    """
+    gathered: list[tuple[float, Recipe]] = []
     for weight, recipe in weighted:
         for inner_weight, term in recipe.terms if isinstance(recipe, Sum) else ((1.0, recipe),):
-            if term not in keys:
-                keys.append(term)
-            index = keys.index(term)
-            gathered[index] = (gathered.get(index, (0.0, term))[0] + weight * inner_weight, term)
-    terms = tuple(term for term in gathered.values() if term[0] != 0)
+            for index, (so_far, other) in enumerate(gathered):
+                if _same(term, other):
+                    gathered[index] = (so_far + weight * inner_weight, other)
+                    break
+            else:
+                gathered.append((weight * inner_weight, term))
+    terms = tuple(term for term in gathered if term[0] != 0)
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
+
+
+def _same(one: Recipe, other: Recipe) -> bool:
+    return one is other or (one == other and all(source.data_sha256 for source in sources(one)))
 
 
 def sources(recipe: Recipe) -> Iterator[Source]:

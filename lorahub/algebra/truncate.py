@@ -55,6 +55,12 @@ class Truncated(Adapter):
         return math.sqrt(sum(layer.rounding**2 for layer in self.report.values()))
 
     @property
+    def relative_rounding(self) -> float:
+        """`rounding` as a share of the norm of what was kept; 0 for a zero adapter."""
+        kept = math.sqrt(sum(max(layer.norm**2 - layer.error**2, 0.0) for layer in self.report.values()))
+        return self.rounding / kept if kept else 0.0
+
+    @property
     def relative_error(self) -> float:
         """`error` as a share of the norm of the layers before truncation; 0 for a zero adapter."""
         whole = math.sqrt(sum(layer.norm**2 for layer in self.report.values()))

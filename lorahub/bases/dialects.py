@@ -139,6 +139,12 @@ _BFL: Rules = {
     "final_layer.linear": ("proj_out",),
 }
 
+# XLabs train the projections of a single block apart from its MLP; `formats` spells their keys as BFL modules and calls
+# these rows of linear1 so, because BFL has no name for them.
+_XLABS: Rules = {
+    "single_blocks.{}.linear1_qkv": tuple(f"single_transformer_blocks.{{}}.attn.to_{x}" for x in "qkv"),
+}
+
 _MMDIT: Rules = {
     "x_embedder.proj": ("pos_embed.proj",),
     "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
@@ -219,6 +225,7 @@ DIALECTS: Mapping[str, Callable[[Shapes], Iterator[tuple[str, Meaning]]]] = {
     "sgm": _sgm,
     "transformers": _transformers,
     "bfl": _by_rules(_BFL),
+    "xlabs": _by_rules(_XLABS),
     "mmdit": _by_rules(_MMDIT),
     "wan": _by_rules(_WAN),
     "z-image": _by_rules(_Z_IMAGE),

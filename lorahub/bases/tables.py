@@ -1,8 +1,8 @@
 """How a table of modules is kept on disk: repeated blocks once, with the range of their indices.
 
 `{"transformer_blocks.{0-18}": {"attn.to_q": [3072, 3072]}}` stands for 19 layers. The rule: `unfold(fold(t))` is `t`,
-in the same order, which for layers is the order in which the model itself lists them. Aliases are one line each; `{}` in
-the layer they name stands for the index of the alias.
+in the same order, which for layers is the order in which the model itself lists them. Aliases are one line each; `{}`
+in the layer they name stands for the index of the alias.
 """
 
 from __future__ import annotations

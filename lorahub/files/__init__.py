@@ -1,8 +1,4 @@
-"""Adapters on disk: load, save, convert. The one place where tensors meet files."""
+"""Adapters on disk: load, save, inspect. The one place where tensors meet files.
 
-from __future__ import annotations
-
-from lorahub.files.loading import load_path
-from lorahub.files.saving import FORMAT_NAMES, Saved, save
-
-__all__ = ["FORMAT_NAMES", "Saved", "load_path", "save"]
+Nothing is imported here, so that reading headers (`inspecting.py`) does not import torch.
+"""

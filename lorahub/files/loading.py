@@ -9,7 +9,8 @@ from lorahub.algebra.recipe import Source
 from lorahub.bases.model import Base
 from lorahub.errors import FileFormatError
 from lorahub.files.building import build
-from lorahub.files.reading import display_name, find_weights, read
+from lorahub.files.paths import display_name, find_weights
+from lorahub.files.reading import read
 
 
 def load_path(path: str | Path, *, base: str | Base | None = None, allow_pickle: bool = False) -> Adapter:

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.recipe import Source, Step, Sum, expression, sources, to_json
-
-KEY = "lorahub.provenance"
+from lorahub.files.inspecting import PROVENANCE_KEY
 
 _KEPT_PREFIXES = ("ss_", "modelspec.")
 _NO_LONGER_TRUE = {
@@ -45,7 +44,7 @@ def metadata(adapter: Adapter) -> dict[str, str]:
             parent.metadata.get("modelspec.title", parent.name) for parent in parents
         )
     shared["lorahub.base"] = adapter.base
-    shared[KEY] = json.dumps(provenance(adapter), sort_keys=True, ensure_ascii=False)
+    shared[PROVENANCE_KEY] = json.dumps(provenance(adapter), sort_keys=True, ensure_ascii=False)
     return shared
 
 
@@ -97,7 +96,7 @@ def _parent(parent: Source) -> dict[str, object]:
         "metadata": {key: value for key, value in parent.metadata.items() if key.startswith(_KEPT_PREFIXES)},
     }
     try:
-        entry["provenance"] = json.loads(parent.metadata.get(KEY, "null"))
+        entry["provenance"] = json.loads(parent.metadata.get(PROVENANCE_KEY, "null"))
     except ValueError:  # somebody edited it: keep what it says, as text
-        entry["provenance"] = parent.metadata[KEY]
+        entry["provenance"] = parent.metadata[PROVENANCE_KEY]
     return entry

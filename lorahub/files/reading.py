@@ -1,4 +1,4 @@
-"""From a path to named tensors: safetensors files, PEFT and diffusers folders, and (when allowed) pickles.
+"""From a file to named tensors: safetensors and, when allowed, pickles.
 
 The rule: weights stay memory-mapped; what is read eagerly is the header, which is checked first, and a hash.
 """
@@ -6,7 +6,6 @@ The rule: weights stay memory-mapped; what is read eagerly is the header, which 
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lorahub import header
-from lorahub.errors import FileFormatError, NotFoundError, UsageError, VerificationError
-
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+from lorahub.errors import FileFormatError, NotFoundError, VerificationError
+from lorahub.files.paths import PICKLE_SUFFIXES, display_name, read_config, refuse_pickle
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +29,6 @@ class Content:
     metadata: Mapping[str, str]
     config: Mapping[str, object] | None
     data_sha256: str
-
-
-def find_weights(path: Path) -> list[Path]:
-    """The adapter files that `path` stands for: itself, or those of a folder (one per component in a PEFT folder).
-
-    Raises NotFoundError when there is nothing, UsageError when a folder leaves a choice.
-    """
-    if not path.exists():
-        raise NotFoundError(f"no such file: {path}")
-    if not path.is_dir():
-        return [path]
-    for name in _WEIGHT_NAMES:
-        if (path / name).is_file():
-            return [path / name]
-    parts = sorted(path.glob(f"*/{_WEIGHT_NAMES[0]}"))
-    if parts:
-        return parts
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return files
-    if files:
-        raise UsageError(f"{path} holds {len(files)} adapters: name one, such as {files[0]}")
-    raise NotFoundError(f"{path} holds no adapter: expected one of {', '.join(_WEIGHT_NAMES)} or a .safetensors file")
 
 
 def read(path: Path, *, allow_pickle: bool = False) -> Content:
@@ -72,33 +46,9 @@ def read(path: Path, *, allow_pickle: bool = False) -> Content:
     )
 
 
-def display_name(path: Path) -> str:
-    """What people call the adapter: the file's stem, or the folder's name for the fixed names inside folders."""
-    if path.name in _WEIGHT_NAMES:
-        folder = path.parent.resolve()
-        return folder.name
-    return path.stem
-
-
-def read_config(path: Path) -> Mapping[str, object] | None:
-    """The `adapter_config.json` beside PEFT weights, or None. Raises FileFormatError when it is not a JSON object."""
-    config = path.with_name("adapter_config.json")
-    if path.name != _WEIGHT_NAMES[0] or not config.is_file():
-        return None
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{config} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FileFormatError(f"{config} must hold a JSON object")
-    return content
-
-
 def _read_pickle(path: Path, allow_pickle: bool) -> Content:
     if not allow_pickle:
-        raise FileFormatError(
-            f"{path} is a Python pickle, which can run code when read: convert it, or pass --allow-pickle if you trust it"
-        )
+        raise refuse_pickle(path)
     if not path.is_file():
         raise NotFoundError(f"no such file: {path}")
     try:

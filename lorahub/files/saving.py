@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorahub import bases
 from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.ranks import RankRule, budget
 from lorahub.bases.model import Base
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 from lorahub.files import provenance
@@ -29,6 +30,7 @@ from lorahub.formats.encode import (
     encode_diffusers,
     encode_kohya,
     encode_peft,
+    fused_rows,
 )
 
 FORMAT_NAMES = ("kohya", "diffusers", "peft")
@@ -64,12 +66,13 @@ def save(
     force: bool = False,
     drop: Collection[str] = (),
     base: Base | None = None,
+    max_size: int | None = None,
 ) -> Saved:
     """Write the adapter, read the file back and compare.
 
     format: kohya (the default where the base allows), diffusers, or peft (a folder). dtype: fp32, fp16 or bf16.
     force: overwrite. drop: parts to leave out when the format cannot hold them: "offsets", "embeddings".
-    base: the base's description when it is not a listed one.
+    base: the base's description when it is not a listed one. max_size: bytes that the result must not exceed.
     Raises ConflictError when the file exists, BaseMismatchError when the format cannot spell the layers, UsageError when
     it cannot hold all parts, VerificationError when the values do not survive the dtype; then nothing is written.
     """
@@ -87,7 +90,9 @@ def save(
     with replacing(target, force=force) as temporary:
         hashes = _write(files, temporary)
         error = _check(adapter, temporary, DTYPES[dtype], base or (found.name if found else adapter.base))
-    size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
+        size = sum(file.stat().st_size for file in [temporary, *temporary.rglob("*")] if file.is_file())
+        if max_size is not None and size > max_size:
+            raise VerificationError(f"the result has {size} bytes, more than the {max_size} allowed")
     return Saved(target, chosen, dtype, size, len(adapter.layers), "+".join(hashes), error)
 
 
@@ -96,6 +101,25 @@ def default_format(base: str, target: Path) -> str:
     if target.suffix == "":
         return "peft"
     return "diffusers" if base == UNLISTED_DOTTED else "kohya"
+
+
+def file_budget(adapter: Adapter, size: int, *, format: str, dtype: str) -> RankRule:
+    """The rank rule that makes the file as good as it can be with at most `size` bytes, header and metadata included.
+
+    Where the format fuses layers (qkv), one unit of rank costs the rows of the whole fused layer.
+    """
+    extra = sum(len(key) + len(json.dumps(value)) for key, value in provenance.metadata(adapter).items()) + 2048
+    if size <= extra:
+        raise UsageError(f"{size} bytes are less than the header alone needs ({extra})")
+    rows: dict[str, int] = {}
+    if format == "kohya" and not adapter.base.startswith("unlisted"):
+        rows = fused_rows(bases.get(adapter.base))
+    rule = budget(
+        size - extra,
+        bytes_per_element=DTYPES[dtype].itemsize,
+        elements=lambda name, shape: rows.get(name, shape[0]) + shape[1],
+    )
+    return replace(rule, text=f"budget({size})")
 
 
 def _encode(adapter: Adapter, format: str, dtype: torch.dtype, base: Base | None) -> dict[str, Encoded]:

@@ -102,7 +102,7 @@ def _lokr(parts: Parts) -> Factors:
             up, down = _product(parts, name, core)
             sides.append((up, down) if up.shape[1] < min(up.shape[0], down.shape[1]) else _whole(up @ down))
     (up1, down1), (up2, down2) = sides
-    return _narrow(torch.kron(up1, up2), like), _narrow(torch.kron(down1, down2), like)
+    return _narrow(_kron(up1, up2), like), _narrow(_kron(down1, down2), like)
 
 
 def _full(parts: Parts) -> Factors:
@@ -131,6 +131,12 @@ def _product(parts: Parts, name: str, core: str) -> Factors:
         return a, b
     tensor = _wide(parts[core]).flatten(2)
     return a.T, torch.einsum("ijk,jr->irk", tensor, b).flatten(1)
+
+
+def _kron(first: Tensor, second: Tensor) -> Tensor:
+    """torch.kron refuses transposed matrices."""
+    rows, columns = first.shape[0] * second.shape[0], first.shape[1] * second.shape[1]
+    return (first[:, None, :, None] * second[None, :, None, :]).reshape(rows, columns)
 
 
 def _sparse(module: Module, parts: Parts) -> Factors:

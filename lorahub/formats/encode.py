@@ -95,6 +95,16 @@ def encode_peft(layers: Mapping[str, Factored], base: Base | None, dtype: torch.
     return result
 
 
+def fused_rows(base: Base) -> dict[str, int]:
+    """canonical layer -> rows of the kohya layer that it is stored in, for layers that are fused there."""
+    rows: dict[str, int] = {}
+    for component in base.components.values():
+        for spans in component.aliases.get(component.kohya_dialect, {}).values():
+            height = sum(span.stop - span.start for span in spans)
+            rows |= {f"{component.name}.{span.layer}": height for span in spans if len(spans) > 1}
+    return rows
+
+
 def lora_config(ranks: Mapping[str, int]) -> dict[str, object]:
     """The fields of peft's LoraConfig that say alpha = rank for these modules (name -> rank)."""
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1

@@ -119,31 +119,19 @@ def parse(
     Raises FileFormatError when the file contradicts itself: missing halves, ranks or shapes that do not fit.
     """
     configs = Configs(config, metadata)
-    places = cloneofsimo.place(shapes, metadata) or {key: keys.read(key) for key in shapes}
-    embeddings: dict[str, list[str]] = {}
-    groups: dict[tuple[str, str, bool], _Group] = {}
-    unread: list[str] = []
-    for key, place in places.items():
-        token = key if metadata.get(key) == cloneofsimo.EMBEDDING else keys.bundled_token(key)
-        if token is not None:
-            embeddings.setdefault(token, []).append(key)
-        elif place is None:
-            unread.append(key)
-        else:
-            groups.setdefault((place.place.prefix, place.place.name, False), _Group(place)).add(place, key, shapes[key])
+    groups, embeddings, unread = _sorted_out(shapes, metadata)
     unknown = [key for key in unread if not _adopt(key, shapes[key], groups, configs)]
-    modules = []
-    spellings: Counter[str] = Counter()
+    modules: list[tuple[Module, str]] = []
     for group in groups.values():
         module = group.module(configs.of(group.first.place.prefix))
         if module is None:
             unknown.extend(part.key for part in group.parts.values())
         else:
-            modules.append(module)
-            spellings[_spelling(group.style, group.first.place, module)] += 1
+            modules.append((module, _spelling(group.style, group.first.place, module)))
+    spellings = Counter(spelling for _, spelling in modules)
     layout = Layout(
         format=max(spellings, key=lambda name: (spellings[name], name), default="unknown"),
-        modules=tuple(modules),
+        modules=tuple(module for module, _ in modules),
         embeddings={token: tuple(found) for token, found in embeddings.items()},
         unknown=tuple(unknown),
         notes=tuple(_notes(modules, spellings, configs)),
@@ -152,16 +140,40 @@ def parse(
     return layout
 
 
+def _sorted_out(
+    shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
+) -> tuple[dict[_Id, _Group], dict[str, list[str]], list[str]]:
+    """The keys by module, the keys by textual-inversion token, and the keys in no table."""
+    groups: dict[_Id, _Group] = {}
+    embeddings: dict[str, list[str]] = {}
+    unread: list[str] = []
+    numbered = cloneofsimo.place(shapes, metadata)
+    for name, shape in shapes.items():
+        key = numbered[name] if numbered else keys.read(name)
+        token = name if metadata.get(name) == cloneofsimo.EMBEDDING else keys.bundled_token(name)
+        if token is not None:
+            embeddings.setdefault(token, []).append(name)
+        elif key is None:
+            unread.append(name)
+        else:
+            groups.setdefault((key.place.prefix, key.place.name, False), _Group(key)).add(key, name, shape)
+    return groups, embeddings, unread
+
+
 def seen(layout: Layout) -> list[Seen]:
     """The modules as base detection wants them."""
     return [Seen(module.prefix, module.name, module.out, module.inn, _dims(module)) for module in layout.modules]
 
 
 def _dims(module: Module) -> int | None:
-    """Dimensions of the weight; LoHa and LoKr may store a convolution flattened, so a matrix of theirs tells nothing."""
+    """Dimensions of the weight; a matrix of LoHa or LoKr may be a flattened convolution, and tells nothing."""
     if module.kernel or "down" in module.parts or "embedding_a" in module.parts or module.kind == "full":
         return 2 + len(module.kernel)
     return None
+
+
+_Id = tuple[str, str, bool]
+"""prefix, module name, and whether the tensors are trained copies of the base's own"""
 
 
 class _Group:
@@ -204,7 +216,7 @@ def _configured_alpha(config: PeftConfig, place: keys.Place, size: kinds.Size) -
     return config.alpha_of(place.path) / (1 if size.rank else rank or kinds.DEFAULT_RANK)
 
 
-def _adopt(key: str, shape: kinds.Shape, groups: dict[tuple[str, str, bool], _Group], configs: Configs) -> bool:
+def _adopt(key: str, shape: kinds.Shape, groups: dict[_Id, _Group], configs: Configs) -> bool:
     """Take in a plain `<module>.weight` or `.bias`: an IA3 vector, or a trained copy named by the configuration."""
     stem, _, field = key.rpartition(".")
     if field not in ("weight", "bias") or not stem:
@@ -233,13 +245,21 @@ def _spelling(style: str, place: keys.Place, module: Module) -> str:
     return name
 
 
-def _notes(modules: Iterable[Module], spellings: Counter[str], configs: Configs) -> Iterable[str]:
+def _notes(modules: Iterable[tuple[Module, str]], spellings: Counter[str], configs: Configs) -> Iterable[str]:
     if len(spellings) > 1:
         yield "spellings: " + ", ".join(f"{count} modules {name}" for name, count in spellings.most_common())
     for config in configs.all():
         if config.kind:
             yield f"{config.source}: {config.kind}: {kinds.NOT_ADDITIVE[config.kind]}"
-    bare = [module for module in modules if module.kind in _SCALED and module.scale == 1.0 and module.alpha is None]
+    # where a configuration is usual, its absence is worth a word; other spellings mean scale 1 when they store no alpha
+    bare = [
+        module
+        for module, spelling in modules
+        if module.kind in _SCALED
+        and "alpha" not in module.parts
+        and module.alpha is None
+        and (spelling in ("peft", "comfy") or configs.all())
+    ]
     if bare:
         yield f"no alpha is stored for {len(bare)} modules ({bare[0].name}, ...): scale 1 is assumed"
 

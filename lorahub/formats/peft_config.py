@@ -17,6 +17,8 @@ from lorahub.errors import FileFormatError
 
 METADATA_KEY = "lora_adapter_metadata"
 DEFAULT_ALPHA = 8.0
+_LARGE = 1e30
+"""No rank or alpha is so large; NaN, infinities and integers that overflow a float are no numbers here."""
 _TYPES: Mapping[str, str] = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "OFT": "", "BOFT": "", "IA3": ""}
 """peft_type -> the field that holds its alpha ("" where there is none)."""
 
@@ -128,10 +130,10 @@ def _read(raw: Mapping[str, object], source: str) -> PeftConfig:
     rank, alpha = raw.get("r"), raw.get(_TYPES[peft_type])
     return PeftConfig(
         source=source,
-        rank=None if rank is None else int(_number(rank, "r", source)),
+        rank=None if rank is None else _rank(rank, "r", source),
         alpha=DEFAULT_ALPHA if alpha is None else _number(alpha, _TYPES[peft_type], source),
-        rank_pattern={name: int(value) for name, value in _pattern(raw, "rank_pattern", source).items()},
-        alpha_pattern=_pattern(raw, "alpha_pattern", source),
+        rank_pattern=_pattern(raw, "rank_pattern", source, _rank),
+        alpha_pattern=_pattern(raw, "alpha_pattern", source, _number),
         rslora=bool(raw.get("use_rslora")) and peft_type == "LORA",
         kind=next((kind for kind, test in _FEATURES if test(raw)), None),
         replaced=_names(raw.get("modules_to_save"), source),
@@ -140,16 +142,24 @@ def _read(raw: Mapping[str, object], source: str) -> PeftConfig:
 
 
 def _number(value: object, field: str, source: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGE:
         raise FileFormatError(f"{source}: expected a number for {field}, found {value!r:.80}")
     return float(value)
 
 
-def _pattern(raw: Mapping[str, object], field: str, source: str) -> dict[str, float]:
+def _rank(value: object, field: str, source: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGE:
+        raise FileFormatError(f"{source}: expected a whole number above 0 for {field}, found {value!r:.80}")
+    return value
+
+
+def _pattern(
+    raw: Mapping[str, object], field: str, source: str, convert: Callable[[object, str, str], _T]
+) -> dict[str, _T]:
     value = raw.get(field) or {}
     if not isinstance(value, dict):
         raise FileFormatError(f"{source}: expected an object for {field}, found {value!r:.80}")
-    return {str(name): _number(number, f"{field}[{name}]", source) for name, number in value.items()}
+    return {str(name): convert(number, f"{field}[{name}]", source) for name, number in value.items()}
 
 
 def _names(value: object, source: str) -> tuple[str, ...]:

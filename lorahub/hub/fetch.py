@@ -26,16 +26,17 @@ def is_hub_reference(text: str) -> bool:
     return bool(match) and not match["repo"].endswith((".safetensors", ".pt", ".bin"))  # type: ignore[index]
 
 
-def fetch(reference: str) -> Path:
+def fetch(reference: str, *, what: str | None = None) -> Path:
     """The local path of the adapter that `user/repo[@revision][:file]` names, downloaded if it is not cached.
 
+    what: how errors begin, the reference itself unless given.
     Raises NotFoundError, AuthError, NetworkError as the Hub answers; UsageError when the repository holds several
     adapters and none is named; VerificationError when the bytes are not those the Hub announces.
     """
     match = _REFERENCE.fullmatch(reference)
     if not match:
         raise UsageError(f"{reference!r} is no Hub reference: expected user/repo[@revision][:file]")
-    with translated(reference):
+    with translated(what or reference):
         info = HfApi().model_info(match["repo"], revision=match["revision"], files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or []}
     name = match["file"] or _only_adapter(reference, list(files))

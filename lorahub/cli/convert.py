@@ -1,0 +1,34 @@
+"""lorahub convert"""
+
+from __future__ import annotations
+
+import click
+
+from lorahub.cli import made, options
+
+
+@click.command(short_help="Respell an adapter for another tool.")
+@click.argument("adapter", type=options.Reference())
+@options.output_options
+@click.option("--to", "format", required=True, type=click.Choice(["kohya", "diffusers", "peft"]), help="Spelling.")
+@options.base_option
+@options.pickle_option
+@options.json_option
+def command(adapter: str, output: str, as_json: bool, **given: object) -> None:
+    """Respell an adapter for another tool; ΔW stays the same. The dtype stays too, unless --dtype says otherwise.
+
+    LoHa, LoKr and Tucker files become plain LoRA files, exactly.
+
+    \b
+    Examples:
+      lorahub convert style.safetensors -o style-diffusers.safetensors --to diffusers
+      lorahub convert lora-folder/ -o style.safetensors --to kohya --dtype bf16
+    """
+    from lorahub.loading import load
+    from lorahub.making import Wish, dtype_of, make
+
+    base, allow_pickle = (given.pop(name) for name in ("base", "allow_pickle"))
+    vector = load(adapter, base=base, allow_pickle=bool(allow_pickle))  # type: ignore[arg-type]
+    given["dtype"] = given["dtype"] or dtype_of(vector)
+    result = make(vector, output, Wish(**given))  # type: ignore[arg-type]
+    options.emit(made.as_result("convert", result), made.as_text, as_json)

@@ -1,0 +1,32 @@
+"""lorahub formats"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from lorahub.cli import options
+
+
+@click.command(short_help="List the file formats.")
+@options.json_option
+def command(as_json: bool) -> None:
+    """List the file formats lorahub reads and writes.
+
+    \b
+    Example:
+      lorahub formats
+    """
+    from lorahub.formats.layout import FORMATS
+
+    rows = [{"name": name, **asdict(entry)} for name, entry in FORMATS.items() if entry.readable]
+    options.emit({"command": "formats", "formats": rows}, _as_text, as_json)
+
+
+def _as_text(result: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{row['name']:14} {'read, write' if row['writable'] else 'read':12} {row['description']}"
+        for row in result["formats"]
+    )
