@@ -8,58 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorahub.algebra import (
         Adapter as Adapter,
-    )
-    from lorahub.algebra import (
         LowRank as LowRank,
-    )
-    from lorahub.algebra import (
         RankRule as RankRule,
-    )
-    from lorahub.algebra import (
         Truncated as Truncated,
-    )
-    from lorahub.algebra import (
         budget as budget,
-    )
-    from lorahub.algebra import (
         cosine as cosine,
-    )
-    from lorahub.algebra import (
         energy as energy,
-    )
-    from lorahub.algebra import (
         fixed as fixed,
-    )
-    from lorahub.algebra import (
         gram as gram,
-    )
-    from lorahub.algebra import (
         inner as inner,
-    )
-    from lorahub.algebra import (
         norm as norm,
-    )
-    from lorahub.algebra import (
         project as project,
-    )
-    from lorahub.algebra import (
         relative as relative,
-    )
-    from lorahub.algebra import (
         spectrum as spectrum,
-    )
-    from lorahub.algebra import (
         truncate as truncate,
-    )
-    from lorahub.algebra import (
         weighted as weighted,
     )
-    from lorahub.files import Saved as Saved
-    from lorahub.files import save as save
-    from lorahub.loading import combine as combine
-    from lorahub.loading import load as load
-    from lorahub.pipeline import attach as attach
-    from lorahub.pipeline import detach as detach
+    from lorahub.comparing import Comparison as Comparison, compare as compare
+    from lorahub.files.inspecting import Inspection as Inspection, inspect as inspect
+    from lorahub.files.saving import Saved as Saved, save as save
+    from lorahub.loading import combine as combine, load as load
+    from lorahub.pipeline import attach as attach, detach as detach
 
 _HOME = {
     **dict.fromkeys(

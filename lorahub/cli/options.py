@@ -21,7 +21,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
-class Reference(click.ParamType):
+class Reference(click.ParamType[str]):
     """An adapter by path or name; the shell completes paths."""
 
     name = "adapter"
@@ -30,7 +30,7 @@ class Reference(click.ParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A number of bytes: 800000, 100MB (10^6), 64MiB (2^20)."""
 
     name = "size"

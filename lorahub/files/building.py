@@ -18,8 +18,8 @@ from lorahub.bases.model import Base, Span
 from lorahub.errors import BaseMismatchError, FileFormatError
 from lorahub.files.reading import Content, check_finite
 from lorahub.formats.decode import decode
-from lorahub.formats.layout import Layout, Module, parse, seen
 from lorahub.formats.encode import UNLISTED_DOTTED, UNLISTED_KOHYA
+from lorahub.formats.layout import Layout, Module, parse, seen
 from lorahub.formats.rows import split
 
 

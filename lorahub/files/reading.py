@@ -18,6 +18,7 @@ from torch import Tensor
 from lorahub import header
 from lorahub.errors import FileFormatError, NotFoundError, VerificationError
 from lorahub.files.paths import PICKLE_SUFFIXES, display_name, read_config, refuse_pickle
+from lorahub.files.store import tensor_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,7 +85,7 @@ def save(
     for part in drop:
         if part not in ("offsets", "embeddings"):
             raise UsageError(f"cannot drop {part!r}: expected offsets or embeddings")
-        adapter = replace(adapter, **{part: {}})
+        adapter = replace(adapter, offsets={}) if part == "offsets" else replace(adapter, embeddings={})
     adapter = replace(adapter, layers={name: layer for name, layer in adapter.layers.items() if layer.rank})
     files = _encode(adapter, chosen, DTYPES[dtype], found)
     with replacing(target, force=force) as temporary:
@@ -157,8 +158,12 @@ def _embedding_entries(embeddings: Mapping[str, Tensor]) -> tuple[Entry, ...]:
     for name, vectors in embeddings.items():
         token, _, encoder = name.partition("/")
         key = f"bundle_emb.{token}.{encoder or 'string_to_param.*'}"
-        entries.append(Entry(((key, tuple(vectors.shape)),), vectors.dtype, lambda kept=vectors: (kept,)))
+        entries.append(Entry(((key, tuple(vectors.shape)),), vectors.dtype, partial(_alone, vectors)))
     return tuple(entries)
+
+
+def _alone(tensor: Tensor) -> tuple[Tensor, ...]:
+    return (tensor,)
 
 
 def _write(files: Mapping[str, Encoded], temporary: Path) -> list[str]:

@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,13 @@ def _bytes(name: str, shape: tuple[int, ...], tensor: Tensor) -> memoryview:
         raise VerificationError(f"{name}: planned with shape {list(shape)}, made with {list(tensor.shape)}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise VerificationError(f"{name} does not fit {tensor.dtype}: choose bfloat16 or float32")
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor_bytes(tensor)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's elements in row order, without a copy where they lie so in memory already."""
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,8 @@ def fetch(reference: str, *, what: str | None = None) -> Path:
     if name not in files:
         raise NotFoundError(f"{reference}: the repository has no file {name}")
     assert info.sha is not None
-    path = _download(reference, info.sha, name, files[name].lfs.sha256 if files[name].lfs else None)
+    lfs = files[name].lfs
+    path = _download(reference, info.sha, name, lfs.sha256 if lfs else None)
     config = name.replace("adapter_model.safetensors", "adapter_config.json")
     if config != name and config in files:
         _download(reference, info.sha, config, None)
