@@ -1,0 +1,80 @@
+"""The README is run as a stranger would run it: every console and Python example, with the output compared.
+
+`python tests/test_readme.py` writes the real output into it, to be read and committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lorahub.cli import main
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+CONSOLE = [body for language, body in BLOCKS if language == "console"]
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import make_adapters
+    finally:
+        sys.path.pop(0)
+    path = tmp_path_factory.mktemp("readme")
+    make_adapters.main(path)
+    return path
+
+
+def output_of(command: str) -> str:
+    program, *arguments = shlex.split(command.removeprefix("$ "))
+    assert program == "lorahub"
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_readme_has_examples() -> None:
+    assert len(CONSOLE) >= 6
+    assert len(PYTHON) >= 2
+
+
+@pytest.mark.parametrize("block", CONSOLE, ids=lambda body: body.split("\n")[0][2:40])
+def test_console_example(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    command, _, expected = block.partition("\n")
+    assert output_of(command) == expected
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_python_example(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def update() -> None:
+    """Run the console examples in a fresh folder and put their real output into the README."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    sys.path.insert(0, str(ROOT / "examples"))
+    import make_adapters
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        make_adapters.main(Path(folder))
+        for block in CONSOLE:
+            command = block.partition("\n")[0]
+            text = text.replace(f"```console\n{block}```", f"```console\n{command}\n{output_of(command)}```")
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    update()
