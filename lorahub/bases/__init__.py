@@ -4,7 +4,7 @@
 """
 
 from lorahub.bases.detect import Detection, Seen, detect
-from lorahub.bases.library import get, names
+from lorahub.bases.library import get, names, register
 from lorahub.bases.model import Base, Component, Span, flatten
 
-__all__ = ["Base", "Component", "Detection", "Seen", "Span", "detect", "flatten", "get", "names"]
+__all__ = ["Base", "Component", "Detection", "Seen", "Span", "detect", "flatten", "get", "names", "register"]

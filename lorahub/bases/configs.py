@@ -231,7 +231,7 @@ RECIPES: tuple[Recipe, ...] = (
         (r"flux([ ._-]?1)?([ ._-]?(d|s|dev|schnell|kontext|fill|krea)([ _-]dev)?)?", r"flux1-(dev|schnell)-fp8"),
         (
             # The table is that of dev; schnell has all of it but the guidance embedder.
-            _transformer("FluxTransformer2DModel", {"guidance_embeds": True}, ("bfl", "xlabs"), "bfl"),
+            _transformer("FluxTransformer2DModel", {"guidance_embeds": True}, ("bfl", "xlabs", "omi"), "bfl"),
             _clip("text_encoder", ("lora_te1",), "clip_l", 768, 12),
             # kohya numbers T5 as in SD3; OneTrainer counts the encoders Flux really has.
             _t5("text_encoder_2", ("lora_te3", "lora_te2")),

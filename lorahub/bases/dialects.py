@@ -145,6 +145,23 @@ _XLABS: Rules = {
     "single_blocks.{}.linear1_qkv": tuple(f"single_transformer_blocks.{{}}.attn.to_{x}" for x in "qkv"),
 }
 
+# The Open Model Initiative numbers the parts of what BFL fuses.
+_OMI: Rules = {
+    "img_in.proj": ("x_embedder",),
+    **{
+        f"double_blocks.{{}}.{stream}_attn.qkv.{index}": (f"transformer_blocks.{{}}.attn.{module}",)
+        for stream, modules in (
+            ("img", ("to_q", "to_k", "to_v")),
+            ("txt", ("add_q_proj", "add_k_proj", "add_v_proj")),
+        )
+        for index, module in enumerate(modules)
+    },
+    **{
+        f"single_blocks.{{}}.linear1.{index}": (f"single_transformer_blocks.{{}}.{module}",)
+        for index, module in enumerate(("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
+    },
+}
+
 _MMDIT: Rules = {
     "x_embedder.proj": ("pos_embed.proj",),
     "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
@@ -226,6 +243,7 @@ DIALECTS: Mapping[str, Callable[[Shapes], Iterator[tuple[str, Meaning]]]] = {
     "transformers": _transformers,
     "bfl": _by_rules(_BFL),
     "xlabs": _by_rules(_XLABS),
+    "omi": _by_rules(_OMI),
     "mmdit": _by_rules(_MMDIT),
     "wan": _by_rules(_WAN),
     "z-image": _by_rules(_Z_IMAGE),

@@ -15,9 +15,10 @@ from typing import Any
 
 from lorahub.bases.model import Base, Component, Span
 from lorahub.bases.tables import unfold, unfold_aliases
-from lorahub.errors import NotFoundError
+from lorahub.errors import ConflictError, NotFoundError
 
 _DATA = Path(__file__).parent / "data"
+_registered: dict[str, Base] = {}
 
 
 def names() -> tuple[str, ...]:
@@ -25,12 +26,24 @@ def names() -> tuple[str, ...]:
     return tuple(_also_known_as())
 
 
+def register(base: Base) -> None:
+    """Make `get` know a base that is not listed, for this process; `detect` never proposes it.
+
+    Raises:
+        ConflictError: the name belongs to a listed base, or to another registered one.
+    """
+    if canonical_name(base.name) is not None or _registered.setdefault(base.name, base) != base:
+        raise ConflictError(f"a base called {base.name!r} is known already: choose another name")
+
+
 def get(name: str) -> Base:
     """The base of that name, hub id or usual other spelling (`sdxl-1.0`, `SD 1.5`, `flux.1-dev`).
 
     Raises:
-        NotFoundError: no listed base is called so.
+        NotFoundError: no listed or registered base is called so.
     """
+    if name in _registered:
+        return _registered[name]
     found = canonical_name(name)
     if found is None:
         close = difflib.get_close_matches(_plain(name), _canonical_names(), n=1)
@@ -68,14 +81,15 @@ def _component(name: str, table: Mapping[str, Any]) -> Component:
         norms=norms,
         embeddings=embeddings,
         aliases={
-            dialect: {alias: _spans(meaning, rows) for alias, meaning in unfold_aliases(folded)}
+            dialect: {alias: spans(meaning, rows) for alias, meaning in unfold_aliases(folded)}
             for dialect, folded in table["aliases"].items()
         },
         kohya_dialect=table["kohya_dialect"],
     )
 
 
-def _spans(meaning: str | list[list[Any]], rows: Mapping[str, int]) -> tuple[Span, ...]:
+def spans(meaning: str | list[list[Any]], rows: Mapping[str, int]) -> tuple[Span, ...]:
+    """What an alias means, in the form of the tables, as spans; `rows` has the length of every module."""
     if isinstance(meaning, str):
         return (Span(meaning, 0, rows[meaning]),)
     return tuple(Span(layer, start, stop) for layer, start, stop in meaning)

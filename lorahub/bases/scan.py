@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from lorahub.bases.configs import RECIPES, Part, Recipe
 from lorahub.bases.dialects import aliases
+from lorahub.bases.live import Tables, tables
 from lorahub.bases.tables import fold, fold_aliases
 
 DATA = Path(__file__).parent / "data"
@@ -71,25 +71,9 @@ def _component(part: Part) -> dict[str, Any]:
     }
 
 
-def modules(part: Part) -> tuple[dict[str, tuple[int, ...]], dict[str, int], dict[str, tuple[int, ...]]]:
+def modules(part: Part) -> Tables:
     """Layers, normalisations and embeddings of the model, in the order `named_modules` lists them."""
-    import torch
-
-    layers: dict[str, tuple[int, ...]] = {}
-    norms: dict[str, int] = {}
-    embeddings: dict[str, tuple[int, ...]] = {}
-    for name, module in build(part).named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None:
-            continue
-        name, shape = _file_name(part, name), tuple(weight.shape)
-        if isinstance(module, torch.nn.Embedding):
-            embeddings[name] = shape
-        elif len(shape) == 1:
-            norms[name] = shape[0]
-        else:
-            layers[name] = shape
-    return layers, norms, embeddings
+    return tables(build(part))
 
 
 def build(part: Part) -> Any:
@@ -102,13 +86,6 @@ def build(part: Part) -> Any:
         if library == "transformers":
             return model_class(model_class.config_class(**part.config))
         return model_class(**part.config)
-
-
-def _file_name(part: Part, name: str) -> str:
-    """transformers 5 drops `text_model.` from the modules of CLIPTextModel; LoRA files all write it."""
-    if part.model.startswith("transformers:CLIP") and not re.match(r"text_(model|projection)\b", name):
-        return f"text_model.{name}"
-    return name
 
 
 if __name__ == "__main__":

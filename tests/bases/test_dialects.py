@@ -239,3 +239,13 @@ def test_text_encoder_names_are_those_of_transformers() -> None:
             spans = base.find("text_encoder", name)
             assert spans is not None
             assert spans[0].layer == f"text_encoder.text_model.{name.removeprefix('text_model.')}"
+
+
+def test_omi_numbers_the_parts_of_fused_layers() -> None:
+    flux = get("flux1")
+    found = flux.find("transformer", "double_blocks.2.txt_attn.qkv.1")
+    assert found is not None
+    assert [span.layer for span in found] == ["transformer.transformer_blocks.2.attn.add_k_proj"]
+    found = flux.find("transformer", "single_blocks.5.linear1.3")
+    assert found is not None
+    assert [span.layer for span in found] == ["transformer.single_transformer_blocks.5.proj_mlp"]
