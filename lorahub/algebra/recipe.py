@@ -13,11 +13,18 @@ from lorahub.expression import quote, render
 
 @dataclass(frozen=True)
 class Source:
-    """An adapter as it came in: its name, the sha256 of its tensor data ("" when made in memory), its metadata."""
+    """An adapter as it came in: its name, the sha256 of its tensor data ("" when made in memory), its metadata.
+
+    Where it was found is remembered while the process lives, for lineage, and never written down: the path, and if the
+    registry has it, `NAME:VERSION` and the sha256 of the file.
+    """
 
     name: str
     data_sha256: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    path: str = field(default="", compare=False)
+    reference: str = field(default="", compare=False)
+    file_sha256: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,16 @@ def expression(recipe: Recipe) -> str:
 
 
 def to_json(recipe: Recipe) -> dict[str, object]:
-    """The recipe as JSON-ready values; sources without their metadata."""
+    """The recipe as JSON-ready values; sources without their metadata.
+
+    A mapping among the settings becomes a list of pairs: its order may count, and objects of JSON have none.
+    """
     if isinstance(recipe, Source):
         return {"source": recipe.name, "data_sha256": recipe.data_sha256}
     if isinstance(recipe, Sum):
         return {"sum": [[weight, to_json(term)] for weight, term in recipe.terms]}
-    return {"step": recipe.operation, "settings": dict(recipe.settings), "of": [to_json(part) for part in recipe.of]}
+    settings = {
+        name: [[key, inner] for key, inner in value.items()] if isinstance(value, Mapping) else value
+        for name, value in recipe.settings.items()
+    }
+    return {"step": recipe.operation, "settings": settings, "of": [to_json(part) for part in recipe.of]}

@@ -5,8 +5,9 @@ The rule: nothing larger than one layer's factors and the output is ever held.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -88,16 +89,23 @@ def truncate(
     layers: dict[str, LowRank] = {}
     report: dict[str, LayerReport] = {}
     for done, (name, layer) in enumerate(adapter.layers.items(), 1):
-        try:
+        with _naming(name):
             shorter, report[name] = _truncate_layer(layer, chooser(name), dtype, device)
-        except VerificationError as error:
-            raise VerificationError(f"{name}: {error}") from None
         if shorter.rank:
             layers[name] = shorter
         if progress:
             progress(done, len(adapter.layers))
     recipe = Step("truncate", {"rule": str(rule)}, (adapter.recipe,))
     return Truncated(adapter.base, layers, adapter.offsets, adapter.embeddings, recipe, report)
+
+
+@contextlib.contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """Puts the layer's name before what is wrong with its values."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(f"{layer}: {error}") from None
 
 
 def spectrum(layer: LowRank, *, device: str = "cpu") -> Tensor:
@@ -112,8 +120,9 @@ def _choosers(adapter: Adapter, rule: RankRule, exact: bool, device: str) -> Cal
     assert rule.overall is not None
     spectra = {}
     for name, layer in adapter.layers.items():
-        empty = torch.zeros(0, dtype=torch.float64)
-        spectra[name] = decompose(layer, lambda sigma: 1, exact=exact, device=device).sigma if layer.rank else empty
+        with _naming(name):
+            found = decompose(layer, lambda sigma: 1, exact=exact, device=device) if layer.rank else None
+        spectra[name] = found.sigma if found else torch.zeros(0, dtype=torch.float64)
     ranks = rule.overall(spectra, {name: layer.matrix_shape for name, layer in adapter.layers.items()})
     return lambda name: lambda sigma: min(ranks[name], len(sigma))
 
@@ -127,19 +136,20 @@ def _truncate_layer(
     squares = found.sigma.square()
     up, down = found.factors()
     new_up, new_down = up.to(dtype), down.to(dtype)
-    if not bool(torch.isfinite(new_up).all() and torch.isfinite(new_down).all()):
+    # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
+    kept = found.sigma[: found.rank]
+    change = (new_up - up).square_().sum(0).double() + (new_down - down).square_().sum(1).double()
+    rounding = float((kept * change).sum().sqrt())
+    if not math.isfinite(rounding):
         raise VerificationError(
             f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
         )
-    # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
-    kept = found.sigma[: found.rank]
-    change = (up - new_up).double().square().sum(0) + (down - new_down).double().square().sum(1)
     report = LayerReport(
         layer.rank,
         found.rank,
         float(squares.sum().sqrt()),
         float(squares[found.rank :].sum().sqrt()),
-        float((kept * change).sum().sqrt()),
+        rounding,
     )
     blocks = (Block(new_up.cpu(), new_down.cpu()),) if found.rank else ()
     return LowRank(layer.shape, blocks), report
