@@ -5,16 +5,17 @@ The rule here: a header is hostile until proven well-formed. Every refusal is a 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorahub.errors import FileFormatError, NotFoundError
 
@@ -43,8 +44,7 @@ _IMPOSTORS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file: dtype as safetensors spells it, shape, byte range in the data region."""
 
     dtype: str
@@ -86,11 +86,16 @@ def read(path: Path) -> Header:
             raw = file.read(length)
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error.strerror}") from None
+    with _collector_paused():
+        return _validated(raw, size, path)
+
+
+def _validated(raw: bytes, size: int, path: Path) -> Header:
     entries = _parse_json(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FileFormatError(f"{path}: __metadata__ must map strings to strings")
-    data_start = 8 + length
+    data_start = 8 + len(raw)
     tensors = {name: _tensor_info(name, entry, path) for name, entry in entries.items()}
     _check_layout(tensors, size - data_start, path)
     return Header(tensors, metadata, data_start, size)
@@ -121,6 +126,18 @@ def data_sha256(path: Path, header: Header) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Thousands of small objects are made at once: the cyclic collector would scan them all again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def _header_length(start: bytes, size: int, path: Path) -> int:
     for magic, what in _IMPOSTORS:
         if start.startswith(magic) and start[8:9] != b"{":
@@ -138,9 +155,6 @@ def _header_length(start: bytes, size: int, path: Path) -> int:
 
 
 def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
-    # Thousands of small dicts are made at once: the cyclic collector would scan them all again and again.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
         text = raw.decode("utf-8")
         entries: dict[str, Any] = json.loads(text)  # an object: the first byte is known to be "{"
@@ -148,9 +162,6 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FileFormatError(f"{path}: header is not valid JSON: {kind}") from None
-    finally:
-        if collecting:
-            gc.enable()
     if repeated:
         raise FileFormatError(f"{path}: duplicate keys in the header: {', '.join(map(_short, sorted(repeated)[:3]))}")
     return entries
@@ -192,8 +203,11 @@ def _tensor_info(name: str, entry: Any, path: Path) -> TensorInfo:
         ) from None
     if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
         raise FileFormatError(f"{path}: tensor {_short(name)} needs a shape of at most {_MAX_DIMENSIONS} lengths")
-    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):
-        raise FileFormatError(f"{path}: tensor {_short(name)} has a shape or offsets that are not whole numbers >= 0")
+    for number in (*shape, start, stop):
+        if type(number) is not int or not 0 <= number < 2**63:
+            raise FileFormatError(
+                f"{path}: tensor {_short(name)} has a shape or offsets that are not whole numbers >= 0"
+            )
     if math.prod(shape) * bits != (stop - start) * 8:
         raise FileFormatError(
             f"{path}: tensor {_short(name)} of shape {shape} and dtype {dtype} does not fill its {stop - start} bytes"

@@ -6,6 +6,7 @@ what exists nearer to the user wins, and an error lists what was tried.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,18 @@ from torch import Tensor
 
 from lorahub import expression
 from lorahub.algebra.adapter import Adapter, weighted
-from lorahub.algebra.recipe import Source
+from lorahub.algebra.recipe import Source, is_same
+from lorahub.bases import library
 from lorahub.bases.model import Base
 from lorahub.errors import UsageError
 from lorahub.files.building import from_state_dict
-from lorahub.files.loading import load_path
-from lorahub.references import locate
+from lorahub.files.loading import load_path, load_together
+from lorahub.references import existing, find
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from registry import VersionRecord
 
 
 def load(
@@ -41,15 +45,38 @@ def load(
     Raises NotFoundError, FileFormatError, NotAdditiveError, BaseMismatchError; NetworkError or AuthError from the Hub.
     """
     if isinstance(source, (str, Path)):
-        loaded = load_path(locate(source), base=base, allow_pickle=allow_pickle)
-        if isinstance(source, str) and isinstance(loaded.recipe, Source) and not Path(source).exists():
-            return replace(loaded, recipe=replace(loaded.recipe, name=source))
-        return loaded
+        located = find(source)
+        if located.record is not None:
+            return load_version(located.path, located.record, base=base)
+        loaded = load_path(located.path, base=base, allow_pickle=allow_pickle)
+        if not isinstance(loaded.recipe, Source):
+            return loaded
+        name = loaded.recipe.name if existing(source) else str(source)
+        return replace(loaded, recipe=replace(loaded.recipe, name=name, path=str(located.path.absolute())))
     if isinstance(source, Mapping):
         return from_state_dict(source, base=base)
     from lorahub.pipeline import read_adapter  # needs diffusers and peft
 
     return read_adapter(source, adapter, base=base)
+
+
+def load_version(path: Path, record: VersionRecord, *, base: str | Base | None = None) -> Adapter:
+    """A version of the registry from its file, named as the registry names it. Raises what `load_path` raises.
+
+    base: as in `load`; else the listed base that a person or the detection gave it, if any.
+    """
+    known = record.overrides.get("base") or record.base_detected
+    loaded = load_path(path, base=base or (library.canonical_name(known) if known else None))
+    if not isinstance(loaded.recipe, Source):
+        return loaded
+    source = replace(
+        loaded.recipe,
+        name=record.reference,
+        path=str(path.absolute()),
+        reference=record.reference,
+        file_sha256=record.file_sha256 if record.hashed else "",
+    )
+    return replace(loaded, recipe=source)
 
 
 def combine(
@@ -66,19 +93,52 @@ def combine(
     Raises UsageError for a malformed expression or an operand that is not in it, and what `load` raises.
     """
     terms = expression.parse(text)
-    known = {term.reference for term in terms}
+    names = list(dict.fromkeys(term.reference for term in terms))
     for operand, _, _ in weights:
-        if operand != "*" and operand not in known:
-            raise UsageError(f"no operand {operand!r} in the expression: it has {', '.join(sorted(known))}")
-    total: Adapter | None = None
-    loaded: dict[str, Adapter] = {}
+        if operand != "*" and operand not in names:
+            raise UsageError(f"no operand {operand!r} in the expression: it has {', '.join(sorted(names))}")
+    loaded = dict(zip(names, load_all(names, base=base, allow_pickle=allow_pickle), strict=True))
+    loaded = _weigh(loaded, weights)
+    shares: list[tuple[float, Adapter]] = []
     for term in terms:
-        name = term.reference
-        if name not in loaded:
-            loaded[name] = load(name, base=base, allow_pickle=allow_pickle)
-            patterns = {pattern: weight for operand, pattern, weight in weights if operand in ("*", name)}
-            loaded[name] = weighted(loaded[name], patterns) if patterns else loaded[name]
-        part = term.weight * loaded[name]
-        total = part if total is None else total + part
-    assert total is not None  # parse returns at least one term
-    return total
+        part = loaded[term.reference]
+        same = next((i for i, (_, other) in enumerate(shares) if is_same(part.recipe, other.recipe)), None)
+        if same is None:
+            shares.append((term.weight, part))
+        else:  # one file under two names: its factors are to be kept once, as in the recipe
+            shares[same] = (shares[same][0] + term.weight, shares[same][1])
+    parts = [weight * part for weight, part in shares]
+    return sum(parts[1:], start=parts[0])
+
+
+def load_all(sources: Sequence[str], *, base: str | Base | None = None, allow_pickle: bool = False) -> list[Adapter]:
+    """Adapters that belong together: one that fits several bases takes that of the others. Raises what `load` raises."""
+    return load_together(sources, lambda source, decided: load(source, base=decided or base, allow_pickle=allow_pickle))
+
+
+def _weigh(loaded: Mapping[str, Adapter], weights: Sequence[tuple[str, str, float]]) -> dict[str, Adapter]:
+    """Each operand with its layers multiplied; a pattern for all operands must match in one of them at least."""
+    result = dict(loaded)
+    matched: dict[str, bool] = {}
+    for name, adapter in loaded.items():
+        patterns: dict[str, float] = {}
+        for operand, pattern, weight in weights:
+            if operand == "*":
+                found = _matches(pattern, adapter)
+                matched[pattern] = matched.get(pattern, False) or found
+                if not found:
+                    continue
+            if operand in ("*", name):
+                patterns.setdefault(pattern, weight)
+        result[name] = weighted(adapter, patterns) if patterns else adapter
+    for pattern, anywhere in matched.items():
+        if not anywhere:
+            raise UsageError(f"no layer of any operand matches {pattern!r}")
+    return result
+
+
+def _matches(pattern: str, adapter: Adapter) -> bool:
+    try:
+        return any(re.search(pattern, name) for name in (*adapter.layers, *adapter.offsets))
+    except re.error as error:
+        raise UsageError(f"{pattern!r} is not a regular expression: {error}") from None

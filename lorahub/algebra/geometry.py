@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,20 +17,27 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
-CHUNK_ROWS = 512
+CHUNK_ROWS = 1280
 """float32 products are summed over this many rows at a time, and the sums in float64."""
 
 _CANCELLATION = 1e-3
 """Below this share of the magnitudes that went in, a float32 product has lost three digits: float64 takes over."""
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left^T @ right in float64 from [n, a] and [n, b]: GEMMs in the operands' dtype, chunk sums in float64."""
-    if left.dtype == torch.float64:
-        return left.T @ right
-    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
-    for chunk, other in zip(torch.split(left, CHUNK_ROWS), torch.split(right, CHUNK_ROWS), strict=True):
-        total += chunk.T @ other
+def self_product(vectors: Tensor) -> Tensor:
+    """vectors^T @ vectors in float64, from [n, r]: products in the operand's dtype, sums over chunks of n in float64.
+
+    On the CPU by NumPy, which sees that both operands are one array and computes only half of the symmetric result.
+    """
+    chunks = (vectors,) if vectors.dtype == torch.float64 else torch.split(vectors, CHUNK_ROWS)
+    total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64, device=vectors.device)
+    for chunk in chunks:
+        if chunk.device.type == "cpu":
+            array = chunk.detach().numpy()
+            with np.errstate(all="ignore"):  # NaN and Inf are found, and named, in the result
+                total += torch.from_numpy(array.T @ array)
+        else:
+            total += chunk.T @ chunk
     return total
 
 
@@ -54,7 +62,7 @@ def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | tor
     up = torch.cat([block.up.to(device, dtype) for block in blocks], dim=1)
     down = torch.cat([block.down.to(device, dtype) for block in blocks])
     scales = torch.cat([layer.scales(device) for layer in layers])
-    terms = product(up, up) * product(down.T, down.T) * torch.outer(scales, scales)
+    terms = self_product(up) * self_product(down.T) * torch.outer(scales, scales)
     member = torch.nn.functional.one_hot(owner, count).to(torch.float64)
     return (member.T @ terms @ member).cpu(), (member.T @ terms.abs() @ member).cpu()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,19 +36,14 @@ class Block:
     def rank(self) -> int:
         return self.up.shape[1]
 
-    def same_factors(self, other: Block) -> bool:
-        """Whether both are multiples of one and the same matrix in memory."""
-        return _same_memory(self.up, other.up) and _same_memory(self.down, other.down)
+    @cached_property
+    def memory(self) -> tuple[object, ...]:
+        """Equal for blocks that are multiples of one and the same matrix in memory."""
+        return (*_place(self.up), *_place(self.down))
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-        and one.dtype == other.dtype
-        and one.device == other.device
-    )
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +57,12 @@ class LowRank:
     blocks: tuple[Block, ...]
 
     def __post_init__(self) -> None:
+        expected = self.matrix_shape
         for block in self.blocks:
-            if (block.up.shape[0], block.down.shape[1]) != self.matrix_shape:
+            if (block.up.shape[0], block.down.shape[1]) != expected:
                 raise BaseMismatchError(
-                    f"a layer of shape {list(self.shape)} needs factors [{self.matrix_shape[0]}, r] and "
-                    f"[r, {self.matrix_shape[1]}], got {list(block.up.shape)} and {list(block.down.shape)}"
+                    f"a layer of shape {list(self.shape)} needs factors [{expected[0]}, r] and "
+                    f"[r, {expected[1]}], got {list(block.up.shape)} and {list(block.down.shape)}"
                 )
 
     @classmethod
@@ -129,15 +126,11 @@ class LowRank:
     def __add__(self, other: LowRank) -> LowRank:
         if self.matrix_shape != other.matrix_shape:
             raise BaseMismatchError(f"cannot add a layer of shape {list(self.shape)} and one of {list(other.shape)}")
-        blocks = list(self.blocks)
-        for new in other.blocks:
-            for index, old in enumerate(blocks):
-                if old.same_factors(new):  # so that a - a is exactly zero, and a + a has the rank of a
-                    blocks[index] = Block(old.up, old.down, old.scale + new.scale)
-                    break
-            else:
-                blocks.append(new)
-        return LowRank(self.shape, tuple(block for block in blocks if block.scale != 0))
+        blocks: dict[tuple[object, ...], Block] = {}
+        for new in (*self.blocks, *other.blocks):  # the same factors are gathered, so that a - a is exactly zero
+            old = blocks.get(new.memory)
+            blocks[new.memory] = Block(old.up, old.down, old.scale + new.scale) if old else new
+        return LowRank(self.shape, tuple(block for block in blocks.values() if block.scale != 0))
 
     def __mul__(self, factor: float) -> LowRank:
         if factor == 0:

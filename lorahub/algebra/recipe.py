@@ -55,7 +55,7 @@ def combine(weighted: list[tuple[float, Recipe]]) -> Recipe:
     for weight, recipe in weighted:
         for inner_weight, term in recipe.terms if isinstance(recipe, Sum) else ((1.0, recipe),):
             for index, (so_far, other) in enumerate(gathered):
-                if _same(term, other):
+                if is_same(term, other):
                     gathered[index] = (so_far + weight * inner_weight, other)
                     break
             else:
@@ -64,7 +64,8 @@ def combine(weighted: list[tuple[float, Recipe]]) -> Recipe:
     return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else Sum(terms)
 
 
-def _same(one: Recipe, other: Recipe) -> bool:
+def is_same(one: Recipe, other: Recipe) -> bool:
+    """Whether both are known to make the same adapter."""
     return one is other or (one == other and all(source.data_sha256 for source in sources(one)))
 
 
@@ -75,6 +76,21 @@ def sources(recipe: Recipe) -> Iterator[Source]:
     else:
         for part in [term for _, term in recipe.terms] if isinstance(recipe, Sum) else recipe.of:
             yield from sources(part)
+
+
+def coefficients(recipe: Recipe) -> list[tuple[float, Source]]:
+    """Every source, once, with what it is multiplied by in all the sums around it; other steps count as 1."""
+    if isinstance(recipe, Source):
+        return [(1.0, recipe)]
+    found: list[tuple[float, Source]] = []
+    for share, part in recipe.terms if isinstance(recipe, Sum) else [(1.0, part) for part in recipe.of]:
+        for weight, source in coefficients(part):
+            known = next((i for i, (_, other) in enumerate(found) if other == source), None)
+            if known is None:
+                found.append((share * weight, source))
+            else:
+                found[known] = (found[known][0] + share * weight, source)
+    return found
 
 
 def expression(recipe: Recipe) -> str:

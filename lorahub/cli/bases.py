@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lorahub.cli import options
+from lorahub.cli import options, output
 
 
 @click.command(short_help="List the known base models.")
@@ -30,12 +30,12 @@ def command(as_json: bool) -> None:
         }
         for base in known
     ]
-    options.emit({"command": "bases", "bases": rows}, _as_text, as_json)
+    output.emit({"command": "bases", "bases": rows}, _as_lines, as_json)
 
 
-def _as_text(result: dict[str, Any]) -> str:
+def _as_lines(result: dict[str, Any]) -> list[str]:
     lines = []
     for base in result["bases"]:
         parts = ", ".join(f"{name} {count}" for name, count in base["components"].items())
         lines.append(f"{base['name']:14} {base['title']:44} layers: {parts}")
-    return "\n".join(lines)
+    return lines

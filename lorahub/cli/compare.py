@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lorahub.cli import options
+from lorahub.cli import options, output
 
 
 @click.command(short_help="Compare two adapters as vectors.")
@@ -28,17 +28,17 @@ def command(
       lorahub compare style.safetensors lcm-lora.safetensors
       lorahub compare v1.safetensors v2.safetensors --layers
     """
-    from lorahub.comparing import compare
-    from lorahub.loading import load
+    with output.progress("comparing") as advance:
+        from lorahub.comparing import compare
+        from lorahub.loading import load
 
-    one, other = (load(name, base=base, allow_pickle=allow_pickle) for name in (first, second))
-    with options.progress("comparing") as advance:
+        one, other = (load(name, base=base, allow_pickle=allow_pickle) for name in (first, second))
         found = compare(one, other, device=device, progress=advance)
     result = {"command": "compare", "first": first, "second": second, "base": one.base, **asdict(found)}
-    options.emit(result, lambda facts: _as_text(facts, show_layers), as_json)
+    output.emit(result, lambda facts: _as_lines(facts, show_layers), as_json)
 
 
-def _as_text(result: dict[str, Any], show_layers: bool) -> str:
+def _as_lines(result: dict[str, Any], show_layers: bool) -> list[str]:
     lines = [f"{'':24}  {'first':>12}  {'second':>12}"]
     lines.append(_row("norm", *(f"{norm:.6g}" for norm in result["norms"])))
     lines.append(_row("layers", *_layer_counts(result)))
@@ -48,11 +48,11 @@ def _as_text(result: dict[str, Any], show_layers: bool) -> str:
     cosine = "undefined (one is zero)" if result["cosine"] is None else f"{result['cosine']:.6f}"
     lines.append(f"cosine {cosine}, distance {result['distance']:.6g}, base {result['base']}")
     if show_layers:
-        lines.append("\nlayer, norms, cosine")
+        lines += ["", "layer, norms, cosine"]
         for name, layer in result["layers"].items():
             angle = "" if layer["cosine"] is None else f"{layer['cosine']:.4f}"
             lines.append(f"{name}  {layer['norms'][0]:.4g}  {layer['norms'][1]:.4g}  {angle}")
-    return "\n".join(lines)
+    return lines
 
 
 def _layer_counts(result: dict[str, Any]) -> tuple[str, str]:

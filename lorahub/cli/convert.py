@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import click
 
-from lorahub.cli import made, options
+from lorahub.cli import made, options, output
 
 
 @click.command(short_help="Respell an adapter for another tool.")
 @click.argument("adapter", type=options.Reference())
 @options.output_options
-@click.option("--to", "format", required=True, type=click.Choice(["kohya", "diffusers", "peft"]), help="Spelling.")
+@options.format_option("--to", "Spelling.", required=True)
 @options.base_option
 @options.pickle_option
 @options.json_option
-def command(adapter: str, output: str, as_json: bool, **given: object) -> None:
+def command(adapter: str, as_json: bool, **given: object) -> None:
     """Respell an adapter for another tool; ΔW stays the same. The dtype stays too, unless --dtype says otherwise.
 
     LoHa, LoKr and Tucker files become plain LoRA files, exactly.
@@ -24,11 +24,13 @@ def command(adapter: str, output: str, as_json: bool, **given: object) -> None:
       lorahub convert style.safetensors -o style-diffusers.safetensors --to diffusers
       lorahub convert lora-folder/ -o style.safetensors --to kohya --dtype bf16
     """
-    from lorahub.loading import load
-    from lorahub.making import Wish, dtype_of, make
+    with output.progress("converting"):
+        from lorahub.loading import load
+        from lorahub.making import Wish, dtype_of
 
-    base, allow_pickle = (given.pop(name) for name in ("base", "allow_pickle"))
-    vector = load(adapter, base=base, allow_pickle=bool(allow_pickle))  # type: ignore[arg-type]
-    given["dtype"] = given["dtype"] or dtype_of(vector)
-    result = make(vector, output, Wish(**given))  # type: ignore[arg-type]
-    options.emit(made.as_result("convert", result), made.as_text, as_json)
+        base, allow_pickle = (given.pop(name) for name in ("base", "allow_pickle"))
+        where = {"path": given.pop("output"), "name": given.pop("name"), "tags": given.pop("tags")}
+        vector = load(adapter, base=base, allow_pickle=bool(allow_pickle))  # type: ignore[arg-type]
+        given["dtype"] = given["dtype"] or dtype_of(vector)
+        result = made.produce("convert", vector, Wish(**given), **where)  # type: ignore[arg-type]
+    output.emit(result, made.as_lines, as_json)

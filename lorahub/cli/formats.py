@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lorahub.cli import options
+from lorahub.cli import options, output
 
 
 @click.command(short_help="List the file formats.")
@@ -22,11 +22,11 @@ def command(as_json: bool) -> None:
     from lorahub.formats.layout import FORMATS
 
     rows = [{"name": name, **asdict(entry)} for name, entry in FORMATS.items() if entry.readable]
-    options.emit({"command": "formats", "formats": rows}, _as_text, as_json)
+    output.emit({"command": "formats", "formats": rows}, _as_lines, as_json)
 
 
-def _as_text(result: dict[str, Any]) -> str:
-    return "\n".join(
+def _as_lines(result: dict[str, Any]) -> list[str]:
+    return [
         f"{row['name']:14} {'read, write' if row['writable'] else 'read':12} {row['description']}"
         for row in result["formats"]
-    )
+    ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorahub.cli import options, printable
+from lorahub.cli import options, output
 
 if TYPE_CHECKING:
     from lorahub.files.inspecting import Inspection
@@ -28,8 +28,9 @@ def command(adapter: str, hashes: bool, show_metadata: bool, as_json: bool) -> N
     from lorahub.files.inspecting import inspect
     from lorahub.references import locate
 
-    files = [_as_result(found) for found in inspect(locate(adapter), hashes=hashes)]
-    options.emit({"command": "inspect", "files": files}, lambda result: _as_text(result, show_metadata), as_json)
+    with output.progress("inspecting"):
+        files = [_as_result(found) for found in inspect(locate(adapter), hashes=hashes)]
+    output.emit({"command": "inspect", "files": files}, lambda result: _as_lines(result, show_metadata), as_json)
 
 
 def _as_result(found: Inspection) -> dict[str, Any]:
@@ -41,15 +42,16 @@ def _as_result(found: Inspection) -> dict[str, Any]:
     return facts
 
 
-def _as_text(result: dict[str, Any], show_metadata: bool) -> str:
-    return "\n\n".join(_file_text(facts, show_metadata) for facts in result["files"])
+def _as_lines(result: dict[str, Any], show_metadata: bool) -> list[str]:
+    blocks = [["", *_file_lines(facts, show_metadata)] for facts in result["files"]]
+    return [line for block in blocks for line in block][1:]
 
 
-def _file_text(facts: dict[str, Any], show_metadata: bool) -> str:
+def _file_lines(facts: dict[str, Any], show_metadata: bool) -> list[str]:
     detection = facts["detection"]
     dtypes = ", ".join(sorted(facts["dtypes"]))
     lines = [
-        f"{facts['path']}: {facts['format']}, {dtypes}, {options.human_size(facts['size'])}",
+        f"{facts['path']}: {facts['format']}, {dtypes}, {output.human_size(facts['size'])}",
         _base_line(detection),
     ]
     if detection["declared"] not in (None, detection["base"]):
@@ -70,7 +72,7 @@ def _file_text(facts: dict[str, Any], show_metadata: bool) -> str:
         lines.append(f"  data sha256 {facts['hashes']['data_sha256']} (metadata: {facts['hashes']['verdict']})")
     if show_metadata:
         lines += [f"  {key}: {value}" for key, value in facts["metadata"].items()]
-    return "\n".join(line[: len(line) - len(line.lstrip())] + printable(line) for line in lines)
+    return lines
 
 
 def _base_line(detection: dict[str, Any]) -> str:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lorahub.cli.options import human_size
+from lorahub.cli.output import human_size
 
 if TYPE_CHECKING:
-    from lorahub.making import Made
+    from lorahub.algebra.adapter import Adapter
+    from lorahub.making import Made, Wish
+
+
+def produce(
+    command: str,
+    adapter: Adapter,
+    wish: Wish,
+    *,
+    path: str | None,
+    name: str | None,
+    tags: tuple[str, ...],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Make the file, and register it when it is to have a name; the result of the command."""
+    from lorahub.making import make
+
+    if name is None:
+        return as_result(command, make(adapter, str(path), wish, progress=progress))
+    from lorahub.workspace.composing import compose
+    from lorahub.workspace.core import Workspace
+
+    with Workspace.open() as workspace:
+        done = compose(workspace, adapter, name, wish, path=path, tags=tags, progress=progress)
+    registered = {"reference": done.reference, "sha256": done.file_sha256}
+    parents = [asdict(parent) for parent in done.parents]
+    return {**as_result(command, done.made), "output": path, "registered": registered, "parents": parents}
 
 
 def as_result(command: str, made: Made) -> dict[str, Any]:
@@ -20,12 +47,14 @@ def as_result(command: str, made: Made) -> dict[str, Any]:
     return {"command": command, **saved, **facts, "rank_min": ranks[0], "rank_max": ranks[1]}
 
 
-def as_text(result: dict[str, Any]) -> str:
+def as_lines(result: dict[str, Any]) -> list[str]:
     low, high = result["rank_min"], result["rank_max"]
+    registered = result.get("registered", {}).get("reference")
+    where = result["output"] if result["output"] is not None else registered
     rank = f"rank {high}" if low == high else f"rank {low} to {high}"
     before = f" (was {result['rank_before']})" if result["rank_before"] != high else ""
     lines = [
-        f"{result['output']}: {result['base']}, {result['format']}, {result['dtype']}, {human_size(result['size'])}",
+        f"{where}: {result['base']}, {result['format']}, {result['dtype']}, {human_size(result['size'])}",
         f"  {result['layers']} layers, {rank}{before}",
     ]
     if result["rule"]:
@@ -33,4 +62,7 @@ def as_text(result: dict[str, Any]) -> str:
     lines.append(
         f"  read back and compared: ΔW differs by {result['read_back_error']:.1e} of its norm ({result['dtype']} rounding)"
     )
-    return "\n".join(lines)
+    if registered is not None:
+        terms = [f"{each['weight']:g} x {each['reference'] or each['sha256'][:12]}" for each in result["parents"]]
+        lines.append(f"  registered as {registered}, made of {', '.join(terms)}")
+    return lines

@@ -1,33 +1,105 @@
-"""Options that several commands share, and how their results reach the terminal."""
+"""Options that several commands share, checked as far as click and names can tell, before anything heavy is imported."""
 
 from __future__ import annotations
 
-import json
+import math
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-SCHEMA = 1
-"""Version of the shape of every --json result; it rises when a field changes its meaning or goes away."""
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_RULES = {"rank": "--rank", "energy": "--energy", "relative": "--relative", "max_size": "--max-size"}
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 class Reference(click.ParamType[str]):
-    """An adapter by path or name; the shell completes paths."""
+    """An adapter by path or name; the shell completes both, and in bash paths only where no name fits."""
 
     name = "adapter"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
+        from lorahub.workspace.completing import complete
+
+        names = [] if incomplete.startswith((".", "~")) or "/" in incomplete else complete(incomplete)
+        return [CompletionItem(incomplete, type="file"), *map(CompletionItem, names)]
+
+
+class Expression(click.ParamType[str]):
+    """Weighted adapters, `0.8*style + 1.0*lcm`; only the grammar is checked here."""
+
+    name = "expression"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lorahub.expression import parse
+
+        parse(value)
+        return str(value)
+
+
+class BaseName(click.ParamType[str]):
+    """A listed base model, in any of its usual spellings; the shell completes the names."""
+
+    name = "base"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lorahub import bases
+
+        return str(value) if value.startswith("unlisted") else bases.get(value).name
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from lorahub import bases
+
+        return [CompletionItem(name) for name in bases.names() if name.startswith(incomplete)]
+
+
+class Device(click.ParamType[str]):
+    """cpu, or an accelerator that torch finds on this machine."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+            self.fail(f"{value!r} is no device: expected cpu, cuda or cuda:N", param, ctx)
+        if value != "cpu":
+            import torch
+
+            count = torch.cuda.device_count()
+            if int(value.partition(":")[2] or 0) >= count:
+                self.fail(f"torch finds {count} CUDA devices here, so there is no {value}", param, ctx)
+        return str(value)
+
+
+class Name(click.ParamType[str]):
+    """What an adapter of the registry may be called."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from registry.errors import InvalidError
+        from registry.names import adapter_name
+
+        try:
+            return adapter_name(str(value))
+        except InvalidError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Weight(click.ParamType[float]):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(click.FLOAT.convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 class Size(click.ParamType[int]):
@@ -38,11 +110,10 @@ class Size(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?I?)B?\s*", str(value), re.IGNORECASE)
-        try:
-            return int(float(match[1]) * _UNITS[match[2].upper()])  # type: ignore[index]
-        except (TypeError, KeyError, ValueError):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMG]?I?)B?\s*", str(value), re.IGNORECASE)
+        if not match or match[2].upper() not in _UNITS:
             self.fail(f"{value!r} is not a size: write bytes, or a number with KB, MB, GB, KiB, MiB or GiB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def json_option(command: _Command) -> _Command:
@@ -50,7 +121,9 @@ def json_option(command: _Command) -> _Command:
 
 
 def base_option(command: _Command) -> _Command:
-    return click.option("--base", metavar="BASE", help="The base model, when detection should not decide.")(command)
+    return click.option(
+        "--base", type=BaseName(), metavar="BASE", help="The base model, when detection should not decide."
+    )(command)
 
 
 def pickle_option(command: _Command) -> _Command:
@@ -60,29 +133,56 @@ def pickle_option(command: _Command) -> _Command:
 
 
 def device_option(command: _Command) -> _Command:
-    return click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute.")(
-        command
-    )
+    return click.option(
+        "--device", type=Device(), default="cpu", show_default=True, metavar="cpu|cuda", help="Where to compute."
+    )(command)
+
+
+def format_option(flag: str, help: str, *, required: bool = False) -> Callable[[_Command], _Command]:
+    """The spelling of the output; eager, because the name of the output is checked against it."""
+    formats = click.Choice(["kohya", "diffusers", "peft"])
+    return click.option(flag, "format", type=formats, required=required, is_eager=True, help=help)
 
 
 def rank_options(command: _Command) -> _Command:
     """The four rank rules; they exclude each other."""
-    for option in reversed(
-        [
-            click.option("--rank", type=click.IntRange(min=1), help="Keep this rank in every layer."),
-            click.option("--energy", type=float, metavar="SHARE", help="Keep this share of each layer's squared norm."),
-            click.option("--relative", type=float, metavar="ERROR", help="Allow this relative error in each layer."),
-            click.option("--max-size", type=Size(), help="Keep the file within this size: 100MB, 64MiB."),
-        ]
+    share, error = click.FloatRange(0, 1, min_open=True), click.FloatRange(0, 1, max_open=True)
+    for name, type, help in (
+        ("max_size", Size(), "Keep the file within this size: 100MB, 64MiB."),
+        ("relative", error, "Allow this relative error in each layer."),
+        ("energy", share, "Keep this share of each layer's squared norm."),
+        ("rank", click.IntRange(min=1), "Keep this rank in every layer."),
     ):
-        command = option(command)
+        metavar = {"energy": "SHARE", "relative": "ERROR", "rank": "N"}.get(name)
+        command = click.option(_RULES[name], type=type, metavar=metavar, help=help, callback=_only_rule)(command)
     return command
+
+
+def rule_is_given(given: dict[str, object]) -> bool:
+    return any(given[name] is not None for name in _RULES)
+
+
+def _only_rule(context: click.Context, option: click.Parameter, value: object) -> object:
+    others = [flag for name, flag in _RULES.items() if context.params.get(name) is not None]
+    if value is not None and others:
+        raise click.UsageError(f"{others[0]} and {option.opts[0]} exclude each other: give one rank rule", context)
+    return value
 
 
 def output_options(command: _Command) -> _Command:
     for option in reversed(
         [
-            click.option("-o", "--output", required=True, type=click.Path(), help="File to write (a folder for peft)."),
+            click.option(
+                "-o",
+                "--output",
+                type=click.Path(),
+                callback=_readable_later,
+                help="File to write (a folder for peft); with --name it may stay away, and only the store has it.",
+            ),
+            click.option(
+                "--name", type=Name(), is_eager=True, help="Register the result under this name, with its lineage."
+            ),
+            click.option("--tag", "tags", multiple=True, metavar="TAG", help="Put this tag on it; needs --name."),
             click.option("--dtype", type=click.Choice(["fp16", "bf16", "fp32"]), help="Of the weights written."),
             click.option(
                 "--drop", multiple=True, type=click.Choice(["offsets", "embeddings"]), help="Leave these out."
@@ -94,41 +194,17 @@ def output_options(command: _Command) -> _Command:
     return command
 
 
-def emit(result: dict[str, Any], text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
-    """The result on standard output: JSON with real numbers, or the text made from it."""
-    if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **result}, indent=2, ensure_ascii=False))
-    else:
-        click.echo(text(result))
-
-
-@contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A one-line counter on standard error, from the second second on, and only when that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    start = time.monotonic()
-    drawn = False
-
-    def advance(done: int, total: int) -> None:
-        nonlocal drawn
-        elapsed = time.monotonic() - start
-        if elapsed > 1:
-            drawn = True
-            left = elapsed / done * (total - done)
-            click.echo(f"\r{label}: {done}/{total} layers, {left:.0f} s left \x1b[K", nl=False, err=True)
-
-    try:
-        yield advance
-    finally:
-        if drawn:
-            click.echo("\r\x1b[K", nl=False, err=True)
-
-
-def human_size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+def _readable_later(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse names under which readers would take the output for something else; without --name there must be one."""
+    if value is None:
+        if context.params.get("name") is None:
+            raise click.MissingParameter(ctx=context, param=option)
+        return None
+    suffix = Path(value).suffix.lower()
+    if not Path(value).name:
+        raise click.BadParameter(f"{value!r} names no file", context, option)
+    if suffix in _PICKLES:
+        raise click.BadParameter(f"{suffix} names a pickle; what is written is .safetensors", context, option)
+    if suffix == ".safetensors" and context.params.get("format") == "peft":
+        raise click.BadParameter("peft is written as a folder: give a name without .safetensors", context, option)
+    return value

@@ -8,26 +8,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from lorahub import bases
 from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.geometry import layer_gram
 from lorahub.algebra.lowrank import Block, LowRank
 from lorahub.algebra.recipe import Source
 from lorahub.bases.model import Base, Span
-from lorahub.errors import BaseMismatchError, FileFormatError
+from lorahub.errors import BaseMismatchError, FileFormatError, NotAdditiveError
 from lorahub.files.reading import Content, check_finite
 from lorahub.formats.decode import decode
-from lorahub.formats.encode import UNLISTED_DOTTED, UNLISTED_KOHYA
+from lorahub.formats.encode import COMPONENT_KEY, UNLISTED_DOTTED, UNLISTED_KOHYA
+from lorahub.formats.kinds import NOT_ADDITIVE
 from lorahub.formats.layout import Layout, Module, parse, seen
 from lorahub.formats.rows import split
+
+_NAMELESS = ("", "base_model.model")
+"""Prefixes that do not tell the component."""
+_SAME = 1e-5
+"""Relative distance up to which a layer that a file gives twice counts as given the same both times."""
+
+
+class AmbiguousBaseError(BaseMismatchError):
+    """An adapter fits several bases equally well; `candidates` are their names."""
+
+    def __init__(self, name: str, candidates: tuple[str, ...]) -> None:
+        super().__init__(f"{name} fits several bases ({', '.join(candidates)}): say which with --base")
+        self.candidates = candidates
 
 
 def build(content: Content, base: str | Base | None) -> Adapter:
     """The adapter that the tensors spell. `base` overrides detection.
 
-    Raises FileFormatError for keys that nobody understands, NotAdditiveError for DoRA and its like, BaseMismatchError
-    for layers that the base does not have and for a base that is ambiguous.
+    Raises FileFormatError for keys that nobody understands and for a layer given twice, NotAdditiveError for DoRA and
+    its like, BaseMismatchError for layers that the base does not have, AmbiguousBaseError when several bases fit.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in content.tensors.items()}
     layout = parse(shapes, content.metadata, content.config)
@@ -37,6 +53,9 @@ def build(content: Content, base: str | Base | None) -> Adapter:
         )
     if not layout.modules and not layout.embeddings:
         raise FileFormatError(f"{content.name} holds no adapter layers")
+    refused = next((module for module in layout.modules if module.kind in NOT_ADDITIVE), None)
+    if refused:
+        raise NotAdditiveError(f"{content.name}: {NOT_ADDITIVE[refused.kind]} (layer {refused.name})")
     found = base if isinstance(base, Base) else find_base(layout, content.metadata, base, content.name)
     place = _Placer(found, content)
     for module in layout.modules:
@@ -58,7 +77,7 @@ def find_base(layout: Layout, metadata: Mapping[str, str], wanted: str | None, n
     if detection.base is not None:
         return bases.get(detection.base)
     if detection.candidates:
-        raise BaseMismatchError(f"{name} fits several bases ({', '.join(detection.candidates)}): say which with --base")
+        raise AmbiguousBaseError(name, detection.candidates)
     return None
 
 
@@ -87,28 +106,43 @@ class _Placer:
         spans = self._spans(module)
         blocks: dict[str, list[Block]] = {}
         for up, down, scale in decoded.factors:
-            for layer, rows in split(spans, up, {span.layer: self._rows(span, up) for span in spans}):
+            for layer, rows in self._split(module, spans, up):
                 blocks.setdefault(layer, []).append(Block(rows, down, scale))
         for layer, parts in blocks.items():
             self._put(layer, LowRank(self._shape(layer, parts[0], decoded.kernel), tuple(b for b in parts if b.scale)))
         for kind, offset in (("weight", decoded.weight_offset), ("bias", decoded.bias_offset)):
             if offset is not None:
-                for layer, rows in split(
-                    spans, offset.float(), {span.layer: self._rows(span, offset) for span in spans}
-                ):
-                    check_finite(f"{layer}.{kind}", rows)
-                    self.offsets[f"{layer}.{kind}"] = rows
+                for layer, rows in self._split(module, spans, offset.float()):
+                    self._put_offset(f"{layer}.{kind}", rows)
+
+    def _split(self, module: Module, spans: tuple[Span, ...], tensor: Tensor) -> list[tuple[str, Tensor]]:
+        expected = sum(span.stop - span.start for span in spans)
+        if self.base is not None and tensor.shape[0] != expected:
+            raise BaseMismatchError(
+                f"{self.content.name}: {self._spelled(module)} has {expected} rows in {self.base.name}, "
+                f"the file's has {tensor.shape[0]}"
+            )
+        return split(spans, tensor, {span.layer: self._rows(span, tensor) for span in spans})
 
     def _spans(self, module: Module) -> tuple[Span, ...]:
         if self.base is None:
-            return (Span(_spelled(module), 0, module.out or 0),)
-        prefix = self.content.metadata.get("lorahub.component", "") or module.prefix
-        spans = self.base.find(prefix, module.name)
-        if spans is None and module.prefix in ("", "base_model.model"):  # PEFT does not say which component it is
+            return (Span(self._spelled(module), 0, module.out or 0),)
+        spans = self.base.find(self._prefix(module), module.name)
+        if spans is None and module.prefix in _NAMELESS:  # PEFT does not say which component it is
             spans = self.base.find("", module.name)
         if spans is None:
-            raise BaseMismatchError(f"{self.content.name}: {self.base.name} has no layer {_spelled(module)!r}")
+            raise BaseMismatchError(f"{self.content.name}: {self.base.name} has no layer {self._spelled(module)!r}")
         return spans
+
+    def _prefix(self, module: Module) -> str:
+        """The file's prefix; for the names of a PEFT folder, the component that lorahub wrote into its metadata."""
+        named = self.content.metadata.get(COMPONENT_KEY) if module.prefix in _NAMELESS else None
+        return module.prefix if named is None else named
+
+    def _spelled(self, module: Module) -> str:
+        prefix = self._prefix(module)
+        joint = "_" if _underscored(module) else "."
+        return f"{prefix}{joint}{module.name}" if prefix else module.name
 
     def _rows(self, span: Span, tensor: Tensor) -> int:
         if self.base is None:
@@ -129,9 +163,15 @@ class _Placer:
         return shape
 
     def _put(self, layer: str, value: LowRank) -> None:
-        if layer in self.layers and self.layers[layer].rank and value.rank:
-            raise FileFormatError(f"{self.content.name}: {layer} is given twice, in two spellings")
-        self.layers[layer] = value
+        if layer in self.layers and not _equal(self.layers[layer], value):
+            raise FileFormatError(f"{self.content.name}: {layer} is given twice, and differently")
+        self.layers.setdefault(layer, value)
+
+    def _put_offset(self, parameter: str, value: Tensor) -> None:
+        check_finite(parameter, value)
+        if parameter in self.offsets and not torch.equal(self.offsets[parameter], value):
+            raise FileFormatError(f"{self.content.name}: {parameter} is given twice, and differently")
+        self.offsets[parameter] = value
 
     def unlisted_space(self, layout: Layout) -> str:
         """Arithmetic without a known base works within one spelling: underscored or dotted names."""
@@ -148,9 +188,10 @@ def _underscored(module: Module) -> bool:
     return module.prefix.startswith(("lora_", "lycoris"))
 
 
-def _spelled(module: Module) -> str:
-    joint = "_" if _underscored(module) else "."
-    return f"{module.prefix}{joint}{module.name}" if module.prefix else module.name
+def _equal(one: LowRank, other: LowRank) -> bool:
+    """Whether two spellings of a layer (a fused qkv beside q, k and v) say the same."""
+    apart = math.sqrt(max(float(layer_gram([one - other])), 0.0))
+    return apart <= _SAME * math.sqrt(max(float(layer_gram([one])), 0.0))
 
 
 def from_state_dict(

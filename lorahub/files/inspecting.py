@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lorahub import bases, header
 from lorahub.bases.detect import Detection
+from lorahub.errors import FileFormatError
 from lorahub.files.paths import PICKLE_SUFFIXES, find_weights, read_config, refuse_pickle
 from lorahub.formats.kinds import NOT_ADDITIVE
 from lorahub.formats.layout import Layout, Module, parse, seen
@@ -70,7 +71,11 @@ def _inspect(path: Path, hashes: bool) -> Inspection:
     if path.suffix in PICKLE_SUFFIXES:
         raise refuse_pickle(path)
     described = header.read(path)
-    layout = parse(described.shapes, described.metadata, read_config(path))
+    config = read_config(path)
+    try:
+        layout = parse(described.shapes, described.metadata, config)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
     detection = bases.detect(seen(layout), described.metadata)
     refused = {module.kind for module in layout.modules} & NOT_ADDITIVE.keys()
     return Inspection(

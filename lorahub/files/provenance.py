@@ -6,6 +6,7 @@ The rule: no clock, no host, no path. The same inputs and settings make the same
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from lorahub.algebra.adapter import Adapter
@@ -27,9 +28,10 @@ def tool_version() -> str:
         return "0+source"
 
 
-def metadata(adapter: Adapter) -> dict[str, str]:
+def metadata(adapter: Adapter, output: Mapping[str, object] | None = None) -> dict[str, str]:
     """Metadata for a file that holds `adapter`: what its parents agree on, and its provenance.
 
+    output: how the file is written (format, dtype, what is dropped), which a replay needs to know.
     `ss_*` and `modelspec.*` entries that all parents having them share are kept as they are. All of every parent's are
     kept inside the provenance, so nothing is lost when parents disagree.
     """
@@ -44,17 +46,19 @@ def metadata(adapter: Adapter) -> dict[str, str]:
             parent.metadata.get("modelspec.title", parent.name) for parent in parents
         )
     shared["lorahub.base"] = adapter.base
-    shared[PROVENANCE_KEY] = json.dumps(provenance(adapter), sort_keys=True, ensure_ascii=False)
+    shared[PROVENANCE_KEY] = json.dumps(provenance(adapter, output), sort_keys=True, ensure_ascii=False)
     return shared
 
 
-def provenance(adapter: Adapter) -> dict[str, object]:
+def provenance(adapter: Adapter, output: Mapping[str, object] | None = None) -> dict[str, object]:
     """The provenance of an adapter as JSON-ready values; `schema` counts changes of its shape."""
     recipe = adapter.recipe
     return {
         "schema": 1,
         "tool": f"lorahub {tool_version()}",
         "expression": expression(recipe),
+        "base": adapter.base,
+        "output": dict(output or {}),
         "method": "linear",
         "settings": _settings(adapter),
         "weights": [weight for weight, _ in _terms(adapter)],

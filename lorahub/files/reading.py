@@ -55,9 +55,8 @@ def _read_pickle(path: Path, allow_pickle: bool) -> Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise FileFormatError(
-            f"{path} cannot be read as a pickle of plain tensors: {str(error).splitlines()[0]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FileFormatError(f"{path} cannot be read as a pickle of plain tensors: {reason}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -22,7 +22,7 @@ from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 from lorahub.files import provenance
 from lorahub.files.loading import load_path
 from lorahub.files.probe import distance
-from lorahub.files.store import replacing, write_safetensors
+from lorahub.files.store import replacing, sync_folder, write_safetensors, write_text
 from lorahub.formats.encode import (
     UNLISTED_DOTTED,
     UNLISTED_KOHYA,
@@ -32,6 +32,7 @@ from lorahub.formats.encode import (
     encode_kohya,
     encode_peft,
     fused_rows,
+    has_flat_clip,
 )
 
 FORMAT_NAMES = ("kohya", "diffusers", "peft")
@@ -87,7 +88,10 @@ def save(
             raise UsageError(f"cannot drop {part!r}: expected offsets or embeddings")
         adapter = replace(adapter, offsets={}) if part == "offsets" else replace(adapter, embeddings={})
     adapter = replace(adapter, layers={name: layer for name, layer in adapter.layers.items() if layer.rank})
-    files = _encode(adapter, chosen, DTYPES[dtype], found)
+    if not (adapter.layers or adapter.offsets or adapter.embeddings):
+        raise UsageError(f"{adapter.name} is zero: there is nothing to save")
+    output = {"format": chosen, "dtype": dtype, "drop": sorted(drop)}
+    files = _encode(adapter, chosen, DTYPES[dtype], found, provenance.metadata(adapter, output))
     with replacing(target, force=force) as temporary:
         hashes = _write(files, temporary)
         error = _check(adapter, temporary, DTYPES[dtype], base or (found.name if found else adapter.base))
@@ -109,7 +113,14 @@ def file_budget(adapter: Adapter, size: int, *, format: str, dtype: str) -> Rank
 
     Where the format fuses layers (qkv), one unit of rank costs the rows of the whole fused layer.
     """
+    components = {name.partition(".")[0] for name in adapter.layers}
     extra = sum(len(key) + len(json.dumps(value)) for key, value in provenance.metadata(adapter).items()) + 2048
+    if format == "peft":
+        extra *= len(components)
+    if format == "kohya":
+        extra += 12_000 * sum(name.startswith("text_encoder") for name in components)  # see encode._marker
+    for held in (adapter.offsets, adapter.embeddings) if format == "kohya" else ():
+        extra += sum(200 + tensor.nbytes for tensor in held.values())
     if size <= extra:
         raise UsageError(f"{size} bytes are less than the header alone needs ({extra})")
     rows: dict[str, int] = {}
@@ -123,7 +134,9 @@ def file_budget(adapter: Adapter, size: int, *, format: str, dtype: str) -> Rank
     return replace(rule, text=f"budget({size})")
 
 
-def _encode(adapter: Adapter, format: str, dtype: torch.dtype, base: Base | None) -> dict[str, Encoded]:
+def _encode(
+    adapter: Adapter, format: str, dtype: torch.dtype, base: Base | None, extra: Mapping[str, str]
+) -> dict[str, Encoded]:
     """Relative file path ("" is the target itself) -> what it will hold."""
     if format not in FORMAT_NAMES:
         raise UsageError(f"cannot write the format {format!r}: expected one of {', '.join(FORMAT_NAMES)}")
@@ -133,23 +146,30 @@ def _encode(adapter: Adapter, format: str, dtype: torch.dtype, base: Base | None
             f"{adapter.name} has a base that is not listed, so it cannot be respelled as {format}: "
             f"save it as {spelled[0]}, or name its base (listed are {', '.join(bases.names())})"
         )
-    extra = provenance.metadata(adapter)
     if format == "kohya":
         encoded = encode_kohya(adapter.layers, adapter.offsets, base, dtype)
         encoded = replace(encoded, entries=encoded.entries + _embedding_entries(adapter.embeddings))
     else:
         held = [part for part in ("offsets", "embeddings") if getattr(adapter, part)]
         if held:
-            raise UsageError(
-                f"{format} files cannot hold the {' and '.join(held)} of {adapter.name}: save as kohya, or drop them"
-            )
+            remedy = "drop them" if adapter.base == UNLISTED_DOTTED else "save as kohya, or drop them"
+            raise UsageError(f"{format} files cannot hold the {' and '.join(held)} of {adapter.name}: {remedy}")
         if format == "peft":
-            return {
-                part: replace(file, metadata={**extra, **file.metadata})
-                for part, file in encode_peft(adapter.layers, base, dtype).items()
-            }
+            parts = encode_peft(adapter.layers, base, dtype, flat_clip=_clip_is_flat(adapter, base))
+            return {name or "model": replace(file, metadata={**extra, **file.metadata}) for name, file in parts.items()}
         encoded = encode_diffusers(adapter.layers, base, dtype)
     return {"": replace(encoded, metadata={**extra, **encoded.metadata})}
+
+
+def _clip_is_flat(adapter: Adapter, base: Base | None) -> bool:
+    """Whether the adapter touches a CLIPTextModel and the installed transformers leaves out its level `text_model`."""
+    touched = {name.partition(".")[0] for name in adapter.layers}
+    if base is None or not any(has_flat_clip(base.components[name]) for name in touched & base.components.keys()):
+        return False
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        return not hasattr(CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)), "text_model")
 
 
 def _embedding_entries(embeddings: Mapping[str, Tensor]) -> tuple[Entry, ...]:
@@ -171,11 +191,12 @@ def _write(files: Mapping[str, Encoded], temporary: Path) -> list[str]:
     if list(files) == [""]:
         return [write_safetensors(temporary, files[""])]
     hashes = []
-    for part, encoded in files.items():
+    for part, encoded in sorted(files.items()):  # the order in which they are found again
         folder = temporary / part if len(files) > 1 else temporary
         folder.mkdir(parents=True)
         hashes.append(write_safetensors(folder / "adapter_model.safetensors", encoded))
-        (folder / "adapter_config.json").write_text(json.dumps(encoded.config, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "adapter_config.json", json.dumps(encoded.config, indent=2) + "\n")
+        sync_folder(folder)
     return hashes
 
 
@@ -188,6 +209,9 @@ def _check(asked: Adapter, written: Path, dtype: torch.dtype, base: str | Base) 
             f"read back in {str(dtype).removeprefix('torch.')}, ΔW differs by {apart.relative:.2g} of its norm "
             f"(most in {apart.worst_layer}): choose a wider --dtype, or reduce the rank, which balances the factors"
         )
-    if asked.embeddings.keys() != found.embeddings.keys():
+    kept = found.embeddings
+    if asked.embeddings.keys() != kept.keys() or not all(
+        torch.equal(vectors, kept[name]) for name, vectors in asked.embeddings.items()
+    ):
         raise VerificationError("read back, the file lacks embeddings that were to be kept")
     return apart.relative

@@ -6,12 +6,13 @@ The rule: everything is written under a temporary name beside the target, flushe
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,20 @@ def write_safetensors(path: Path, encoded: Encoded) -> str:
                 data = _bytes(name, shape, tensor)
                 digest.update(data)
                 file.write(data)
-        file.seek(header.index(placeholder.encode()))
+        # No string in the header can hold these unescaped quotes, so this is the entry itself.
+        file.seek(header.index(f'"{HASH_KEY}":"{placeholder}"'.encode()) + len(HASH_KEY) + 4)
         file.write(digest.hexdigest().encode())
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and fsync a small text file."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
@@ -92,17 +102,17 @@ def replacing(target: Path, *, force: bool) -> Iterator[Path]:
     """A temporary path beside `target` that takes its place when the block ends well, and vanishes when it does not.
 
     Works for files and folders. Raises ConflictError when the target exists and `force` is off (also when it appears
-    meanwhile), NotFoundError when the folder to write in is missing.
+    meanwhile), NotFoundError when the folder to write in is missing, LorahubError when it cannot be written (disk full).
     """
     if not target.parent.is_dir():
         raise NotFoundError(f"no such folder: {target.parent}")
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise _exists(target)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         _move(temporary, target, force)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise LorahubError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
@@ -111,25 +121,51 @@ def replacing(target: Path, *, force: bool) -> Iterator[Path]:
 
 def _move(temporary: Path, target: Path, force: bool) -> None:
     if temporary.is_dir():
-        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-        if force and target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        _discard(old)
-    elif force:
-        temporary.replace(target)
+        _move_folder(temporary, target, force)
+    elif not force:
+        _link_or_refuse(temporary, target)
+    elif target.is_dir():
+        raise ConflictError(f"{target} is a folder: a file does not overwrite it, choose another name")
     else:
-        _link_or_refuse(temporary, target, lambda: temporary.rename(target))
+        temporary.replace(target)
 
 
-def _link_or_refuse(temporary: Path, target: Path, rename: Callable[[], object]) -> None:
+def _move_folder(temporary: Path, target: Path, force: bool) -> None:
+    """Renaming cannot exchange folders, so the old one steps aside, and comes back when the new one cannot be named."""
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+    if os.path.lexists(target):
+        if not force:
+            raise _exists(target)
+        _refuse_strangers(target)
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if os.path.lexists(old):
+            old.rename(target)
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # it appeared a moment ago
+            raise _exists(target) from None
+        raise
+    _discard(old)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Overwriting a folder deletes it, so it must hold an adapter and nothing else."""
+    for path in folder.rglob("*"):
+        if not path.is_dir() and path.name not in ("adapter_model.safetensors", "adapter_config.json"):
+            raise ConflictError(f"{folder} holds more than an adapter ({path.name}): choose another name, or delete it")
+
+
+def _link_or_refuse(temporary: Path, target: Path) -> None:
     """Give the file its name only if that is still free; a hard link is the one atomic way to do both."""
     try:
         target.hardlink_to(temporary)
     except FileExistsError:
         raise _exists(target) from None
-    except OSError:  # a file system without hard links: the check before writing has to do
-        rename()
+    except OSError:  # a file system without hard links: looking once more before renaming has to do
+        if os.path.lexists(target):
+            raise _exists(target) from None
+        temporary.rename(target)
 
 
 def _exists(target: Path) -> ConflictError:
@@ -137,14 +173,14 @@ def _exists(target: Path) -> ConflictError:
 
 
 def _discard(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system allows opening a folder."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where the system allows opening a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,8 @@
 """From vectors to files: how each writable format spells layers, scales and configuration.
 
-The rule: alpha is always explicit, and the same for every layer of a file, because diffusers keeps only the most common
-alpha of a kohya file. A layer of another rank carries the difference in its factors.
+The rule: alpha is always explicit, and equal to the rank. But kohya files for a UNet have one alpha for all layers,
+because diffusers keeps only their most common one: a layer of another rank carries the difference in its factors.
+(Of Flux files it reads each alpha, except those of the final layer, which it takes for the rank.)
 
 Entries say what they will hold before anything is computed, so a file can be written while only one layer is in memory.
 """
@@ -9,6 +10,7 @@ Entries say what they will hold before anything is computed, so a file can be wr
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +19,19 @@ import torch
 from torch import Tensor
 
 from lorahub.bases.model import Base, Component, flatten
-from lorahub.errors import BaseMismatchError, UsageError
+from lorahub.errors import BaseMismatchError
+from lorahub.formats.keys import COMPONENTS
+from lorahub.formats.offsets import kohya_offsets
 from lorahub.formats.rows import Factored, FileLayer, join
 
 UNLISTED_KOHYA = "unlisted:kohya"
 UNLISTED_DOTTED = "unlisted:dotted"
+
+COMPONENT_KEY = "lorahub.component"
+"""Metadata of a PEFT file: which component of the pipeline it is for, which PEFT itself does not say."""
+_PEFT = "base_model.model"
+_CLIP = "text_model."
+_CLIP_ATTENTION = re.compile(r"text_model\..*\.self_attn\.[qkv]_proj")
 
 
 @dataclass(frozen=True)
@@ -47,52 +57,72 @@ def encode_kohya(
 ) -> Encoded:
     """sd-scripts spelling: `lora_unet_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; fused where kohya fuses."""
     pieces = _kohya_layers(layers, base)
-    alpha = float(max((piece.rank for piece in pieces), default=0))
-    entries = [_constant(f"{piece.name}.alpha", torch.tensor(alpha, dtype=torch.float32)) for piece in pieces]
+    common = (
+        float(max((piece.rank for piece in pieces), default=0)) if base is None or "unet" in base.components else None
+    )
+    alphas = [float(piece.rank) if common is None else common for piece in pieces]
+    entries = [
+        _constant(f"{piece.name}.alpha", torch.tensor(alpha, dtype=torch.float32))
+        for piece, alpha in zip(pieces, alphas, strict=True)
+    ]
     entries += [
         _factor_entry(piece, (f"{piece.name}.lora_down.weight", f"{piece.name}.lora_up.weight"), alpha, dtype)
-        for piece in pieces
+        for piece, alpha in zip(pieces, alphas, strict=True)
     ]
-    entries += [_constant(key, offset.to(dtype)) for key, offset in _kohya_offsets(offsets, base).items()]
-    ranks = {piece.rank for piece in pieces}
-    dims = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"  # what sd-scripts' resize writes for mixed ranks
+    entries += [_constant(key, offset.to(dtype)) for key, offset in kohya_offsets(offsets, base).items()]
     return Encoded(
         tuple(entries),
-        {"ss_network_module": "networks.lora", "ss_network_dim": dims, "ss_network_alpha": f"{alpha:g}"},
+        {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": _one_or_dynamic(float(piece.rank) for piece in pieces),
+            "ss_network_alpha": _one_or_dynamic(alphas),
+        },
     )
+
+
+def _one_or_dynamic(values: Iterable[float]) -> str:
+    """The value that all layers share, or what sd-scripts' resize writes when there are several."""
+    distinct = set(values)
+    return f"{distinct.pop():g}" if len(distinct) == 1 else "Dynamic"
 
 
 def encode_diffusers(layers: Mapping[str, Factored], base: Base | None, dtype: torch.dtype) -> Encoded:
     """diffusers spelling: `unet....to_q.lora_A.weight` and `lora_B`, with `lora_adapter_metadata` (alpha = rank)."""
-    pieces = _dotted_layers(layers, base)
-    entries = [
-        _factor_entry(piece, (f"{piece.name}.lora_A.weight", f"{piece.name}.lora_B.weight"), None, dtype)
-        for piece in pieces
-    ]
+    entries: list[Entry] = []
     config: dict[str, object] = {}
-    for component in dict.fromkeys(piece.name.partition(".")[0] for piece in pieces):
-        ranks = {p.name.partition(".")[2]: p.rank for p in pieces if p.name.startswith(component + ".")}
-        config |= {f"{component}.{key}": value for key, value in lora_config(ranks).items()}
+    for component, pieces in _dotted_layers(layers, base).items():
+        start = f"{component}." if component else ""
+        entries += [_dotted_entry(start, piece, _is_embedding(component, piece, base), dtype) for piece in pieces]
+        fields = lora_config({piece.name: piece.rank for piece in pieces})
+        config |= {f"{start}{field}": value for field, value in fields.items()}
     return Encoded(tuple(entries), {"lora_adapter_metadata": json.dumps(config, sort_keys=True)})
 
 
-def encode_peft(layers: Mapping[str, Factored], base: Base | None, dtype: torch.dtype) -> dict[str, Encoded]:
-    """PEFT spelling, one adapter folder per component: component name -> file with its adapter_config."""
-    by_component: dict[str, list[FileLayer]] = {}
-    for piece in _dotted_layers(layers, base):
-        component, _, module = piece.name.partition(".")
-        by_component.setdefault(component, []).append(replace(piece, name=module))
+def encode_peft(
+    layers: Mapping[str, Factored], base: Base | None, dtype: torch.dtype, *, flat_clip: bool = False
+) -> dict[str, Encoded]:
+    """PEFT spelling, one adapter folder per component: component name -> file with its adapter_config.
+
+    flat_clip: name the modules of CLIPTextModel without `text_model.`, as transformers 5 does. PEFT takes names for what
+    they are in memory, and a name that it does not find there has no effect.
+    """
     result = {}
-    for component, pieces in by_component.items():
-        keys = "base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight"
+    for component, pieces in _dotted_layers(layers, base).items():
+        if flat_clip and base is not None and has_flat_clip(base.components[component]):
+            pieces = [replace(piece, name=piece.name.removeprefix(_CLIP)) for piece in pieces]
         entries = tuple(
-            _factor_entry(piece, (keys[0].format(piece.name), keys[1].format(piece.name)), None, dtype)
-            for piece in pieces
+            _dotted_entry(f"{_PEFT}.", piece, _is_embedding(component, piece, base), dtype) for piece in pieces
         )
         config = lora_config({piece.name: piece.rank for piece in pieces})
         config |= {"base_model_name_or_path": base.hub_ids[0] if base and base.hub_ids else None}
-        result[component] = Encoded(entries, {"lorahub.component": component}, config)
+        metadata = {} if component == _PEFT else {COMPONENT_KEY: component}
+        result[component] = Encoded(entries, metadata, config)
     return result
+
+
+def has_flat_clip(component: Component) -> bool:
+    """Whether it is a CLIPTextModel; CLIPTextModelWithProjection keeps the level `text_model` in transformers 5 too."""
+    return "text_projection" not in component.layers and any(name.startswith(_CLIP) for name in component.layers)
 
 
 def fused_rows(base: Base) -> dict[str, int]:
@@ -110,7 +140,7 @@ def lora_config(ranks: Mapping[str, int]) -> dict[str, object]:
     common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     # Patterns are anchored, so `proj_out` means just that module; but transformers 5 dropped the level `text_model`
     # that files go on naming, so for text encoders they match with and without it.
-    plain = {name.removeprefix("text_model."): rank for name, rank in ranks.items()}
+    plain = {name.removeprefix(_CLIP): rank for name, rank in ranks.items()}
     anchor = "^" if plain.keys() == ranks.keys() else ""
     others = {f"{anchor}{name}": rank for name, rank in plain.items() if rank != common}
     return {
@@ -146,6 +176,22 @@ def _factor_entry(piece: FileLayer, keys: tuple[str, str], alpha: float | None, 
     return Entry(((keys[0], down_shape), (keys[1], up_shape)), dtype, make)
 
 
+def _dotted_entry(start: str, piece: FileLayer, embedding: bool, dtype: torch.dtype) -> Entry:
+    """lora_A and lora_B of a layer; PEFT keeps those of an embedding transposed, under names of their own."""
+    stem = f"{start}{piece.name}"
+    entry = _factor_entry(piece, (f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"), None, dtype)
+    if not embedding:
+        return entry
+    (_, (rank, width)), (_, (count, _)) = entry.tensors
+    keys = ((f"{stem}.lora_embedding_A", (rank, count)), (f"{stem}.lora_embedding_B", (width, rank)))
+
+    def make() -> tuple[Tensor, ...]:
+        down, up = entry.make()
+        return up.T, down.T
+
+    return Entry(keys, dtype, make)
+
+
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with both factors of every rank-one term about equally large, scaled by powers of two.
 
@@ -169,13 +215,47 @@ def _kohya_layers(layers: Mapping[str, Factored], base: Base | None) -> list[Fil
         for module, piece in _file_layers(component, component.kohya_dialect, inside):
             name = f"{component.kohya_prefix}_{flatten(module)}"
             pieces.append(replace(piece, name=name))
+        pieces += [replace(zero, name=f"{component.kohya_prefix}_{flatten(zero.name)}") for zero in _marker(inside)]
     return pieces
 
 
-def _dotted_layers(layers: Mapping[str, Factored], base: Base | None) -> list[FileLayer]:
+def _marker(inside: Mapping[str, Factored]) -> list[FileLayer]:
+    """A zero layer, where CLIP attentions have LoRAs but no output projection has one.
+
+    diffusers knows a kohya text encoder by such a projection, and refuses or drops q, k and v where there is none
+    (`convert_state_dict_to_diffusers` looks for `to_out_lora`).
+    """
+    attentions = [name.rpartition(".")[0] for name in inside if _CLIP_ATTENTION.fullmatch(name)]
+    if not attentions or any(name.endswith(".self_attn.out_proj") for name in inside):
+        return []
+    width = inside[next(name for name in inside if name.startswith(attentions[0]))].shape[0]
+
+    def make(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return torch.zeros(width, 1, dtype=dtype), torch.zeros(1, width, dtype=dtype)
+
+    return [FileLayer(f"{attentions[0]}.out_proj", (width, width), 1, make)]
+
+
+def _dotted_layers(layers: Mapping[str, Factored], base: Base | None) -> dict[str, list[FileLayer]]:
+    """component -> its layers; of a base that is not listed, the component is what the names look like, or ""."""
     if base is not None:
         _check_known(layers, base)
-    return [FileLayer.of(name, layer) for name, layer in layers.items()]
+    result: dict[str, list[FileLayer]] = {}
+    for name, layer in layers.items():
+        component, _, module = name.partition(".")
+        if base is None and name.startswith(f"{_PEFT}."):
+            component, module = _PEFT, name.removeprefix(f"{_PEFT}.")
+        elif base is None and component not in COMPONENTS:
+            component, module = "", name
+        result.setdefault(component, []).append(FileLayer.of(module, layer))
+    return result
+
+
+def _is_embedding(component: str, piece: FileLayer, base: Base | None) -> bool:
+    if base is None:
+        return False
+    embeddings = base.components[component].embeddings
+    return piece.name in embeddings or f"{_CLIP}{piece.name}" in embeddings
 
 
 def _by_component(layers: Mapping[str, Factored], base: Base) -> Iterable[tuple[Component, dict[str, Factored]]]:
@@ -199,25 +279,3 @@ def _file_layers(component: Component, dialect: str, layers: Mapping[str, Factor
     owner = {span.layer: alias for alias, spans in fused.items() for span in spans}
     for alias in dict.fromkeys(owner.get(module, module) for module in layers):
         yield alias, join(fused.get(alias), alias, layers, component.layers)
-
-
-def _kohya_offsets(offsets: Mapping[str, Tensor], base: Base | None) -> dict[str, Tensor]:
-    """`.diff` / `.diff_b` keys of one-dimensional parameters, as ComfyUI and LyCORIS read them."""
-    result: dict[str, Tensor] = {}
-    for parameter, offset in offsets.items():
-        layer, _, kind = parameter.rpartition(".")
-        suffix = {"weight": "diff", "bias": "diff_b"}[kind]
-        if base is None:
-            result[f"{layer}.{suffix}"] = offset
-            continue
-        name, _, module = layer.partition(".")
-        component = base.components[name]
-        spelled = module
-        if component.kohya_dialect != "diffusers":
-            for alias, spans in component.aliases[component.kohya_dialect].items():
-                if any(span.layer == module for span in spans):
-                    if len(spans) > 1:
-                        raise UsageError(f"kohya files cannot hold the offset of {layer}: {alias} is fused there")
-                    spelled = alias
-        result[f"{component.kohya_prefix}_{flatten(spelled)}.{suffix}"] = offset
-    return result

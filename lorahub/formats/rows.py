@@ -77,6 +77,8 @@ def join(
     """The file layer `name` that stacks the given spans of `layers`; spans of layers that are absent are zero rows."""
     if spans is None:
         return FileLayer.of(name, layers[name])
+    if len(spans) == 1 and (spans[0].start, spans[0].stop) == (0, shapes[spans[0].layer][0]):  # only another name
+        return FileLayer.of(name, layers[spans[0].layer])
     present = list(dict.fromkeys(span.layer for span in spans if span.layer in layers))
     out = sum(span.stop - span.start for span in spans)
     shape = (out, *shapes[spans[0].layer][1:])

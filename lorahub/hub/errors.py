@@ -11,7 +11,7 @@ from huggingface_hub import errors as hub
 from lorahub.errors import AuthError, ConflictError, LorahubError, NetworkError, NotFoundError, UsageError
 
 _BY_STATUS: dict[int, tuple[type[LorahubError], str]] = {
-    401: (AuthError, "not signed in: set HF_TOKEN or run `hf auth login`"),
+    401: (AuthError, "the token is missing or not valid: set HF_TOKEN or run `hf auth login`"),
     403: (AuthError, "the token may not do this"),
     404: (NotFoundError, "not found"),
     409: (ConflictError, "it exists already"),
@@ -19,29 +19,52 @@ _BY_STATUS: dict[int, tuple[type[LorahubError], str]] = {
     429: (NetworkError, "too many requests: try again later"),
 }
 
+_BY_CLASS: tuple[tuple[type[Exception], type[LorahubError], str], ...] = (
+    (hub.GatedRepoError, AuthError, "the repository is gated: ask for access on its page, then set HF_TOKEN"),
+    (hub.DisabledRepoError, AuthError, "the Hub has disabled access to the repository"),
+    (hub.RepositoryNotFoundError, NotFoundError, "no such repository, or it is private and needs HF_TOKEN"),
+    (hub.RevisionNotFoundError, NotFoundError, "no such revision"),
+    (hub.RemoteEntryNotFoundError, NotFoundError, "no such file in the repository"),
+    (hub.OfflineModeIsEnabled, NetworkError, "HF_HUB_OFFLINE is set, so the Hub was not asked"),
+)
+"""Subclasses come before their bases."""
+
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn the client's exceptions into ours: one line that starts with `what`."""
+    """Turn the client's exceptions into ours: one line that starts with `what`.
+
+    Wraps nothing but calls of the client: a ValueError in here is taken for an answer that no Hub gives.
+    """
     try:
         yield
-    except hub.GatedRepoError as error:
-        raise AuthError(f"{what}: the repository is gated; ask for access on its page first") from error
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.RemoteEntryNotFoundError) as error:
-        reason = {
-            hub.RepositoryNotFoundError: "no such repository, or it is private and needs HF_TOKEN",
-            hub.RevisionNotFoundError: "no such revision",
-        }.get(type(error), "no such file in the repository")
-        raise NotFoundError(f"{what}: {reason}") from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        raise NetworkError(f"{what}: not in the local cache, and the Hub cannot be reached") from error
-    except hub.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        kind, reason = _BY_STATUS.get(status, (NetworkError if status >= 500 else LorahubError, f"HTTP {status}"))
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, KeyError, TypeError) as error:
+        kind, reason = _meaning(error)
+        if kind is None:  # our own disk, not the network
+            raise
         raise kind(f"{what}: {reason}") from error
-    except (hub.HFValidationError, hub.BadRequestError) as error:
-        raise UsageError(f"{what}: {str(error).splitlines()[0]}") from error
-    except (httpx2.TransportError, ConnectionError, hub.FileMetadataError) as error:
-        raise NetworkError(
-            f"{what}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})"
-        ) from error
+
+
+def _meaning(error: Exception) -> tuple[type[LorahubError] | None, str]:
+    for theirs, ours, reason in _BY_CLASS:
+        if isinstance(error, theirs):
+            return ours, reason
+    if isinstance(error, hub.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return _meaning(error.__cause__)  # the client hides why it fell back on its cache
+    if isinstance(error, (hub.HFValidationError, hub.BadRequestError)):
+        return UsageError, _first_line(error)
+    if isinstance(error, hub.HfHubHTTPError):
+        status = error.response.status_code
+        return _BY_STATUS.get(status, (NetworkError if status >= 500 else LorahubError, f"the Hub answered {status}"))
+    if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, hub.LocalEntryNotFoundError)):
+        return NetworkError, f"the Hub cannot be reached ({_first_line(error)})"
+    if isinstance(error, OSError):
+        if error.errno is not None:
+            return None, ""
+        return NetworkError, _first_line(error)  # a consistency check of the client: the transfer was cut short
+    return NetworkError, "the answer does not come from a Hub: look at HF_ENDPOINT, or at a proxy in between"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

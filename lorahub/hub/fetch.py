@@ -1,29 +1,24 @@
 """Download one adapter from the Hub: pinned to a commit, and hashed by us before it is used.
 
-The client accepts a body of the right size with wrong bytes, so every file is compared with the Hub's own sha256.
+The client accepts a body of the right size with wrong bytes, so every file is compared with the hash the Hub announces.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoSibling
 
 from lorahub.errors import NotFoundError, UsageError, VerificationError
 from lorahub.hub.errors import translated
+from lorahub.hub.reference import HubReference, parse
 
-_REFERENCE = re.compile(
-    r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*?)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:]+))?", re.ASCII
-)
 _USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-
-
-def is_hub_reference(text: str) -> bool:
-    """Whether the text reads as `user/repo[@revision][:file]` and not as a path to a weights file."""
-    match = _REFERENCE.fullmatch(text)
-    return bool(match) and not match["repo"].endswith((".safetensors", ".pt", ".bin"))  # type: ignore[index]
 
 
 def fetch(reference: str, *, what: str | None = None) -> Path:
@@ -33,50 +28,60 @@ def fetch(reference: str, *, what: str | None = None) -> Path:
     Raises NotFoundError, AuthError, NetworkError as the Hub answers; UsageError when the repository holds several
     adapters and none is named; VerificationError when the bytes are not those the Hub announces.
     """
-    match = _REFERENCE.fullmatch(reference)
-    if not match:
-        raise UsageError(f"{reference!r} is no Hub reference: expected user/repo[@revision][:file]")
+    wanted = parse(reference)
+    api = HfApi()
     with translated(what or reference):
-        info = HfApi().model_info(match["repo"], revision=match["revision"], files_metadata=True)
+        info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True)
     files = {file.rfilename: file for file in info.siblings or []}
-    name = match["file"] or _only_adapter(reference, list(files))
+    name = wanted.file or _only_adapter(wanted, files)
     if name not in files:
-        raise NotFoundError(f"{reference}: the repository has no file {name}")
-    assert info.sha is not None
-    lfs = files[name].lfs
-    path = _download(reference, info.sha, name, lfs.sha256 if lfs else None)
+        raise NotFoundError(f"{wanted}: the repository has no such file; it holds {_listed(files) or 'none'}")
+    pinned = replace(wanted, revision=info.sha)
+    path = _download(api, reference, pinned, files[name])
     config = name.replace("adapter_model.safetensors", "adapter_config.json")
     if config != name and config in files:
-        _download(reference, info.sha, config, None)
+        _download(api, reference, pinned, files[config])
     return path
 
 
-def _only_adapter(reference: str, names: list[str]) -> str:
+def _only_adapter(wanted: HubReference, files: Mapping[str, object]) -> str:
     for usual in _USUAL_NAMES:
-        if usual in names:
+        if usual in files:
             return usual
-    adapters = [name for name in names if name.endswith(".safetensors")]
+    adapters = [name for name in files if name.endswith(".safetensors")]
     if len(adapters) == 1:
         return adapters[0]
     if adapters:
-        listed = ", ".join(adapters[:5])
-        raise UsageError(
-            f"{reference} holds {len(adapters)} adapters ({listed}): name one as {reference}:{adapters[0]}"
-        )
-    raise NotFoundError(f"{reference} holds no .safetensors file")
+        listed = _listed(adapters)
+        named = wanted.with_file(adapters[0])
+        raise UsageError(f"{wanted} holds {len(adapters)} adapters ({listed}): name one, such as {named}")
+    raise NotFoundError(f"{wanted} holds no .safetensors file; it holds {_listed(files) or 'nothing'}")
 
 
-def _download(reference: str, commit: str, name: str, sha256: str | None) -> Path:
-    repo = reference.partition("@")[0].partition(":")[0]
-    for attempt in (1, 2):
+def _listed(names: Mapping[str, object] | list[str]) -> str:
+    shown = [*names][:5]
+    return ", ".join([*shown, "..."] if len(names) > len(shown) else shown)
+
+
+def _download(api: HfApi, reference: str, pinned: HubReference, file: RepoSibling) -> Path:
+    for _ in range(2):
         with translated(reference):
-            path = Path(hf_hub_download(repo, name, revision=commit, force_download=attempt > 1))
-        if sha256 is None or _sha256(path) == sha256:
+            path = Path(api.hf_hub_download(pinned.repo, file.rfilename, revision=pinned.revision))
+        if _is_intact(path, file):
             return path
-        path.resolve().unlink()  # the blob behind the cache's link, so that nobody else takes it for good
-    raise VerificationError(f"{reference}: {name} was downloaded twice and does not have the sha256 the Hub announces")
+        with contextlib.suppress(FileNotFoundError):
+            # The blob behind the cache's link goes too, so that nobody else takes it for good.
+            path.resolve().unlink()
+            path.unlink()
+    raise VerificationError(
+        f"{reference}: {file.rfilename} was downloaded twice and does not have the hash the Hub announces"
+    )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _is_intact(path: Path, file: RepoSibling) -> bool:
+    """Whether the bytes have the sha256 (of LFS files) or the git blob id (of others) that the Hub announces."""
+    digest = hashlib.sha256() if file.lfs else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest() == (file.lfs.sha256 if file.lfs else file.blob_id)

@@ -65,6 +65,13 @@ def test_the_same_factors_are_gathered_so_a_minus_a_is_exactly_zero() -> None:
     assert (a + reloaded(a)).rank == 6  # equal numbers elsewhere in memory are other factors
 
 
+def test_factors_that_come_twice_in_one_layer_count_twice() -> None:
+    a, b = random_layer((9, 8), 3), random_layer((9, 8), 2, seed=1)
+    twice = LowRank((9, 8), a.blocks + a.blocks)
+    torch.testing.assert_close(dense(twice + b), 2 * dense(a) + dense(b))
+    assert (twice - a - a).rank == 0
+
+
 def test_a_view_that_starts_at_the_same_address_is_another_matrix() -> None:
     up, down = torch.ones(4, 2), torch.arange(6.0).reshape(2, 3)
     whole, part = LowRank.of(up, down), LowRank.of(up[:, :1], down[:1])
