@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RegistryError,
         UnavailableError,
     )
+    from registry.home import default_home
     from registry.names import suggest_name
     from registry.records import (
         KINDS,
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
         Parent,
         Recipe,
         RunSettings,
+        Sketch,
         Validation,
         VersionRecord,
     )
     from registry.references import Reference, parse_reference
     from registry.remote_blobs import RemoteBlobs
-    from registry.store import Registry, default_home
+    from registry.store import Registry
 
 _HOME = {
     "registry.blobs": ("Blob", "BlobStore", "LocalBlobs", "open_blobs"),
@@ -57,6 +59,7 @@ _HOME = {
         "RegistryError",
         "UnavailableError",
     ),
+    "registry.home": ("default_home",),
     "registry.names": ("suggest_name",),
     "registry.records": (
         "KINDS",
@@ -70,12 +73,13 @@ _HOME = {
         "Parent",
         "Recipe",
         "RunSettings",
+        "Sketch",
         "Validation",
         "VersionRecord",
     ),
     "registry.remote_blobs": ("RemoteBlobs",),
     "registry.references": ("Reference", "parse_reference"),
-    "registry.store": ("Registry", "default_home"),
+    "registry.store": ("Registry",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -106,6 +110,7 @@ __all__ = [
     "RegistryError",
     "RemoteBlobs",
     "RunSettings",
+    "Sketch",
     "UnavailableError",
     "Validation",
     "VersionRecord",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +14,7 @@ from registry import journal, schema, sqlite_file
 from registry.blobs import BlobStore, open_blobs
 from registry.engine import Database, open_server, open_sqlite
 from registry.errors import DamagedError, InvalidError, ReadOnlyError, UnavailableError
-
-DATABASE = "registry.db"  # beside it: `journal.jsonl`, what `rebuild` makes it from
-
-
-def default_home() -> Path:
-    """`$LORAHUB_HOME`, or lorahub's place in the platform's folder for user data."""
-    chosen = os.environ.get("LORAHUB_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    from platformdirs import user_data_path
-
-    return user_data_path("lorahub", appauthor=False)
+from registry.home import DATABASE, default_home
 
 
 class Connected:
@@ -38,15 +26,6 @@ class Connected:
         self.upgraded_from = upgraded_from
         self._database = database
         self._thread = threading.local()
-
-    @staticmethod
-    def exists(home: Path | None = None, *, database_url: str | None = None) -> bool:
-        """Whether there is a registry to open, whole or damaged; makes nothing. A server is always worth asking."""
-        if database_url is not None:
-            return True
-        home = (home or default_home()).expanduser().absolute()
-        there = any(home.glob(f"{DATABASE}*")) or (home / journal.NAME).exists()
-        return there or any((home / "store" / "sha256").glob("??/*"))
 
     @classmethod
     def open(
@@ -82,7 +61,10 @@ class Connected:
                 with schema.locked(database, home / DATABASE):
                     sqlite_file.set_aside(home / DATABASE)
         try:
-            return cls(home, database, blobs, schema.ensure(database))
+            upgraded_from = schema.ensure(database)
+            if upgraded_from is not None:  # its rows are of the old schema; the next change writes it anew
+                (home / journal.NAME).unlink(missing_ok=True)
+            return cls(home, database, blobs, upgraded_from)
         except BaseException:
             database.close()
             raise

@@ -19,13 +19,14 @@ from typing import Any
 from sqlalchemy import Connection, Table
 
 from registry.errors import DamagedError, UnavailableError
+from registry.home import JOURNAL
 from registry.models import Base
 from registry.rows import chunks
 
-NAME = "journal.jsonl"
+NAME = JOURNAL
 FACTOR, SLACK = 3, 1 << 24
 """The journal is written anew when it is this many times as large as it was then, and `SLACK` bytes more."""
-_DERIVED = {"search_text"}
+_DERIVED = {"search_text", "sketch"}
 _END = re.compile(rb'\n\{"number": (\d+), "begun": (\d+)\}\n\Z')
 
 Rows = dict[str, list[dict[str, Any]]]
@@ -101,6 +102,8 @@ def read(path: Path) -> tuple[str, int, dict[int, Rows]]:
                 try:
                     entry = json.loads(line)
                 except ValueError:
+                    break
+                if not isinstance(entry, dict):
                     break
                 if "number" in entry:
                     adapters.update(pending)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     UniqueConstraint,
@@ -221,6 +222,19 @@ class ValidationRow(Base):
     layer: Mapped[str | None]
     tool: Mapped[str]
     at: Mapped[datetime]
+
+
+class SketchRow(Base):
+    """A few numbers that stand for the weights of a version (`lorahub.workspace.sketch`); made again from its file."""
+
+    __tablename__ = "sketch"
+    __table_args__ = (Index("ix_sketch_kind_base", "kind", "base"),)
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("version.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40))
+    base: Mapped[str] = mapped_column(String(200))
+    norm: Mapped[float]
+    data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class SearchText(Base):

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, and_, delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from registry import locations, search, trash, versions
+from registry.errors import InvalidError
 from registry.models import Adapter, Alias, LocationRow, ParentRow, Version
 from registry.names import name_key
 from registry.records import Facts, Location
@@ -33,8 +34,10 @@ def place(
         row, outcome = current, SAME
     else:
         row, outcome = _identified(session, current, location, facts, names)
-    if norms is not None or row.fingerprint is None or facts.fingerprint is not None:
+    if outcome != NEW and facts.hashed and (facts.fingerprint is not None or row.fingerprint is None):
         write_facts(row, facts, norms)
+    if norms is not None:
+        row.norms = norms
     row.seen_at = location.seen_at or row.seen_at
     locations.locate(session, row, location)
     if outcome == MOVED:
@@ -72,7 +75,7 @@ def _lying(session: Session, location: Location) -> Version | None:
 def _unread(session: Session, current: Version | None, facts: Facts, names: Iterable[str]) -> tuple[Version, str]:
     """A file of which only the header was read: what lay here unread is read again, what was hashed is left alone."""
     if current is None:
-        return _fresh(session, facts, names), NEW
+        return _named(session, facts, names)
     if not current.hashed:
         write_facts(current, facts, None)
     return current, SAME
@@ -88,43 +91,48 @@ def _identified(
             _revive(session, twin)
             return twin, SAME if not current.hashed else REPLACED
     if current is None or not current.hashed:
-        moved = _moved(session, facts.file_sha256, names if current is None else ())
-        if moved is not None:
-            return moved, MOVED
+        lost = _lost(session, facts.file_sha256)
+        if lost is not None:
+            return lost, MOVED
     if current is None:
-        return _fresh(session, facts, names), NEW
+        return _named(session, facts, names)
     if not current.hashed:
+        original = _without_place(session, facts.file_sha256, next(iter(names)))
+        if original is not None:
+            return original, SAME
         _identify(session, current, facts)
         return current, SAME
     row = versions.add(session, current.adapter.name, facts, norms=None, tags=(), notes="", stored=False)
     return row, REPLACED
 
 
-def _moved(session: Session, sha256: str, names: Iterable[str]) -> Version | None:
-    """The live version of this content that lost its place; or, with a name of `names`, whether or not it lost it."""
-    there = exists().where(LocationRow.version_id == Version.id, LocationRow.missing_since.is_(None))
+def _lost(session: Session, sha256: str) -> Version | None:
+    """The live version of this content that lay somewhere, and lies nowhere now."""
+    places = LocationRow.version_id == Version.id
+    was, there = exists().where(places), exists().where(places, LocationRow.missing_since.is_(None))
     known = select(Version).where(Version.file_sha256 == sha256, Version.deleted_at.is_(None)).order_by(Version.id)
-    lost = session.scalar(known.where(~there))
-    if lost is not None:
-        return lost
+    return session.scalar(known.where(was, ~there))
+
+
+def _without_place(session: Session, sha256: str, name: str) -> Version | None:
+    """The stored version of this content that is called as the file is, if no other file is known to be it."""
+    there = exists().where(LocationRow.version_id == Version.id, LocationRow.missing_since.is_(None))
+    mine = select(Version).join(Adapter, Adapter.id == Version.adapter_id).where(Adapter.name_key == name_key(name))
+    return session.scalar(mine.where(Version.file_sha256 == sha256, Version.deleted_at.is_(None), ~there))
+
+
+def _named(session: Session, facts: Facts, names: Iterable[str]) -> tuple[Version, str]:
+    """The version of this content under the first name that has it, or a new one under the first that is free."""
     for name in names:
-        row = session.scalar(
-            known.join(Adapter, Adapter.id == Version.adapter_id).where(Adapter.name_key == name_key(name))
-        )
+        adapter_id = session.scalar(select(Adapter.id).where(Adapter.name_key == name_key(name)))
+        if adapter_id is None:
+            return versions.add(session, name, facts, norms=None, tags=(), notes="", stored=False), NEW
+        mine = Version.adapter_id == adapter_id, Version.file_sha256 == facts.file_sha256
+        row = session.scalar(select(Version).where(*mine))
         if row is not None:
-            return row
-        if not _taken(session, name):
-            return None
-    return None
-
-
-def _fresh(session: Session, facts: Facts, names: Iterable[str]) -> Version:
-    name = next(name for name in names if not _taken(session, name))
-    return versions.add(session, name, facts, norms=None, tags=(), notes="", stored=False)
-
-
-def _taken(session: Session, name: str) -> bool:
-    return session.scalar(select(Adapter.id).where(Adapter.name_key == name_key(name))) is not None
+            _revive(session, row)
+            return row, SAME
+    raise InvalidError("every name that was tried is taken")
 
 
 def _identify(session: Session, row: Version, facts: Facts) -> None:

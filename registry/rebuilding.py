@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from registry import journal, schema, sqlite_file
-from registry.connected import DATABASE
 from registry.engine import open_sqlite
 from registry.errors import DamagedError, NewerSchemaError
+from registry.home import DATABASE
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,19 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """A few numbers that stand for the weights of a version; those of one kind and base can be compared.
+
+    `kind` names how it was made, `norm` is the length of the whole vector, `data` is for whoever made it to read.
+    """
+
+    kind: str
+    base: str
+    norm: float
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class AliasChange:
     """Who pointed an alias from which version to which, and when; None: it did not exist, or was removed."""
 

@@ -105,7 +105,7 @@ def _create_file(database: Database, path: Path) -> None:
     sqlite_file.sync(path.parent)
 
 
-def make_file(path: Path, timeout: float, revision: str = REVISIONS[-1]) -> None:
+def make_file(path: Path, timeout: float, revision: str | None = None) -> None:
     """A new database with empty tables, on the disk."""
     path.touch()
     _migrate_file(path, timeout, revision)
@@ -113,7 +113,7 @@ def make_file(path: Path, timeout: float, revision: str = REVISIONS[-1]) -> None
     sqlite_file.sync(path)
 
 
-def _migrate_file(path: Path, timeout: float, revision: str = REVISIONS[-1]) -> None:
+def _migrate_file(path: Path, timeout: float, revision: str | None = None) -> None:
     database = open_sqlite(path, timeout=timeout, foreign_keys=False)
     try:
         with database.writing() as session:
@@ -126,7 +126,8 @@ def _migrate_file(path: Path, timeout: float, revision: str = REVISIONS[-1]) -> 
         database.close()
 
 
-def _migrate(connection: Connection, database: Database, revision: str = REVISIONS[-1]) -> None:
+def _migrate(connection: Connection, database: Database, revision: str | None = None) -> None:
+    revision = revision or REVISIONS[-1]
     if _revision(connection, database) == revision:
         return
     from alembic import command

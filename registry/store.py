@@ -16,8 +16,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry import aliases, lineage, listing, locations, placing, search, trash, validations, versions
-from registry.connected import default_home
 from registry.errors import ConflictError
+from registry.home import default_home
 from registry.maintenance import Maintenance
 from registry.models import Version
 from registry.records import (
@@ -34,11 +34,12 @@ from registry.records import (
 )
 from registry.resolve import version_row
 from registry.rows import version_record
+from registry.sketches import Sketches
 
 __all__ = ["Registry", "default_home"]
 
 
-class Registry(Maintenance):
+class Registry(Maintenance, Sketches):
     """A catalogue of adapters; open it with `Registry.open`."""
 
     def add_version(
@@ -256,18 +257,30 @@ class Registry(Maintenance):
         *,
         names: Iterable[str],
         norms: Mapping[str, float] | None = None,
-    ) -> tuple[VersionRecord, str]:
-        """Record what a file in a user's folder was found to be; returns its version, and `new`, `same`, `moved` or
-        `replaced`: how it comes to lie there. `names` are tried in order for a file never seen; it must not end.
+    ) -> tuple[str, str]:
+        """Record what a file in a user's folder was found to be; returns the reference of its version, and how it comes to
+        lie there: `new`, `same`, `moved` or `replaced`. `names` are tried in order for a file never seen.
+
+        Raises:
+            InvalidError: all of `names` are taken.
         """
         with self._writing() as session:
             row, outcome = placing.place(session, location, facts, norms, names)
-            return _record(session, row), outcome
+            return f"{row.adapter.name}:{row.number}", outcome
 
     def move(self, before: Location, after: Location) -> bool:
         """Say that the file at one place is at another now; false if none was recorded there, or one is here already."""
         with self._writing() as session:
             return placing.move(session, before, after)
+
+    def set_stored(self, reference: str, stored: bool) -> VersionRecord:
+        """Say whether the blob store holds a version's file; raises ConflictError when it does not after all."""
+        with self._writing() as session:
+            row = version_row(session, reference)
+            if stored and self.blobs.stat(row.file_sha256) is None:
+                raise ConflictError(f"no blob {row.file_sha256[:12]} is in the store: add the file again")
+            row.stored = stored
+            return _record(session, row)
 
     def roots(self) -> tuple[str, ...]:
         """The folders under which files were recorded."""

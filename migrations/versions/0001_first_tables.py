@@ -14,6 +14,7 @@ def upgrade() -> None:
     create_versions()
     create_lineage()
     create_files()
+    create_sketches()
     create_search()
 
 
@@ -210,6 +211,23 @@ def create_files() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_validation"),
     )
     op.create_index("ix_validation_version_id", "validation", ["version_id"])
+
+
+def create_sketches() -> None:
+    """Small stand-ins for weights, by which similar ones are found."""
+    op.create_table(
+        "sketch",
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=40), nullable=False),
+        sa.Column("base", sa.String(length=200), nullable=False),
+        sa.Column("norm", sa.Float(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["version_id"], ["version.id"], name="fk_sketch_version_id_version", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("version_id", name="pk_sketch"),
+    )
+    op.create_index("ix_sketch_kind_base", "sketch", ["kind", "base"])
 
 
 def create_search() -> None:

@@ -1,17 +1,8 @@
-"""Every store test runs on SQLite and on a real PostgreSQL server.
-
-`LORAHUB_TEST_POSTGRES` names a server where databases can be created; otherwise a private cluster is started from the
-binaries of Debian's `postgresql` package, as an unprivileged user, on a socket of its own. Without either the
-PostgreSQL half is skipped.
-"""
+"""Every store test runs on SQLite and on a real PostgreSQL server (`postgres_url` in tests/conftest.py)."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,36 +37,6 @@ def make_facts(content: object, **found: Any) -> Facts:
 @pytest.fixture
 def facts() -> Callable[..., Facts]:
     return make_facts
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    given = os.environ.get("LORAHUB_TEST_POSTGRES")
-    if given:
-        yield given
-        return
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("no PostgreSQL: apt-get install postgresql, or set LORAHUB_TEST_POSTGRES to a server's URL")
-    folder = Path(tempfile.mkdtemp(prefix="lorahub-pg-"))
-    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres")
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*user, str(found[-1].parent / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, cwd="/", timeout=60)
-
-    settings = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=60"
-    try:
-        run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        run("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", settings)
-        try:
-            yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-        finally:
-            run("pg_ctl", "stop", "-w", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder)
 
 
 def _administer(server: str, *statements: str) -> None:

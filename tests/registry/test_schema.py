@@ -27,6 +27,7 @@ from registry import (
     Parent,
     Recipe,
     Registry,
+    Sketch,
     Validation,
     schema,
 )
@@ -79,6 +80,7 @@ def populate(registry: Registry, facts: Make) -> dict[str, int]:
     registry.add_version("y", facts("b"), parents=[Parent(sha256=parent.file_sha256, reference="x")], recipe=recipe)
     registry.alias("x", "prod")
     registry.record_validations("x", [Validation(check="hash", severity="ok")])
+    registry.put_sketch("x", Sketch(kind="k", base="sd15", norm=1.0, data=b"s"))
     return count(registry)
 
 

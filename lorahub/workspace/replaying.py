@@ -1,0 +1,271 @@
+"""Make an adapter again from its recipe, and prove that the result is the same to the bit.
+
+The rule: sources are found by the hash of their weights, wherever they lie now, and are taken only if the bytes that were
+read have it. Names and metadata are those that were recorded, so a renamed parent changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lorahub import header
+from lorahub.algebra.adapter import Adapter, weighted
+from lorahub.algebra.ranks import RankRule, energy, fixed, relative
+from lorahub.algebra.recipe import Source
+from lorahub.algebra.truncate import truncate
+from lorahub.errors import FileFormatError, NotFoundError, VerificationError
+from lorahub.files.inspecting import PROVENANCE_KEY, inspect
+from lorahub.files.loading import load_path
+from lorahub.files.provenance import tool_version
+from lorahub.files.saving import DTYPES, Saved, file_budget, save
+from lorahub.files.store import replacing
+from lorahub.references import existing, find, reads_as_registry
+from lorahub.workspace.core import Workspace
+from lorahub.workspace.errors import translated
+from registry import VersionRecord
+
+Json = Mapping[str, Any]
+FindSource = Callable[[str, str], Adapter]
+"""(name, sha256 of the data) -> the adapter. Raises NotFoundError."""
+Progress = Callable[[int, int], None]
+
+_RULE = re.compile(r"(fixed|energy|relative|budget)\(([0-9.eE+-]+)\)")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A proof: what was recorded and what came out. `file_identical` is None where the file's hash is not recorded."""
+
+    reference: str
+    expression: str
+    data_sha256: str
+    file_identical: bool | None
+    parents: tuple[tuple[str, str], ...]
+    """(name, sha256 of the data) of each source, in order."""
+    made_by: str
+    rebuilt_by: str
+    output: Path | None
+
+
+def replay(
+    recipe: Json,
+    find_source: FindSource,
+    *,
+    format: str = "kohya",
+    dtype: str = "fp16",
+    progress: Progress | None = None,
+) -> Adapter:
+    """The adapter that a recipe (`lorahub.algebra.recipe.to_json`) describes.
+
+    format, dtype: what it was written as; a budget of bytes depends on them.
+    Raises FileFormatError for what is no recipe, and what `find_source` raises.
+    """
+
+    def again(node: Any) -> Adapter:
+        if not isinstance(node, Mapping):
+            raise _malformed(node)
+        if "source" in node:
+            return find_source(str(node["source"]), str(node.get("data_sha256", "")))
+        if "sum" in node:
+            parts = [float(weight) * again(term) for weight, term in node["sum"]]
+            if not parts:
+                raise FileFormatError("the recipe is an empty sum")
+            return sum(parts[1:], start=parts[0])
+        operand, settings = again(node["of"][0]), node["settings"]
+        if node["step"] == "weighted":
+            return weighted(operand, {str(pattern): float(weight) for pattern, weight in settings["weights"]})
+        if node["step"] == "truncate":
+            rule = _rule(str(settings["rule"]), operand, format, dtype)
+            return truncate(operand, rule, dtype=DTYPES[dtype], progress=progress)
+        raise FileFormatError(f"the recipe has a step {str(node['step'])!r}, which this lorahub cannot replay")
+
+    try:
+        return again(recipe)
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise _malformed(error) from None
+
+
+def rebuild(
+    workspace: Workspace,
+    reference: str,
+    *,
+    output: Path | None = None,
+    parents: Sequence[Path] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Replay the recipe of a registered version, or of a file that carries its own, and compare with what is recorded.
+
+    output: where to put the result; else it is only proven. parents: more files and folders to find sources in.
+    Raises NotFoundError when there is no recipe or a parent is nowhere, VerificationError when the result differs (then
+    nothing is written), ConflictError when the output exists.
+    """
+    record, document = recorded(workspace, reference)
+    expected = (record.data_sha256 if record is not None else None) or _data_sha256(workspace, reference, record)
+    wanted, sources = _output(document), _Sources(workspace, document, parents)
+    adapter = replay(document["recipe"], sources, format=wanted["format"], dtype=wanted["dtype"], progress=progress)
+
+    def written(path: Path) -> tuple[Saved, bool | None]:
+        saved = save(adapter, path, format=wanted["format"], dtype=wanted["dtype"], drop=wanted["drop"])
+        if saved.data_sha256 != expected:
+            raise VerificationError(
+                f"{reference} cannot be reproduced here: its weights have sha256 {expected[:12]}, the rebuilt ones "
+                f"{saved.data_sha256[:12]} ({_versions(document)})"
+            )
+        return saved, None if record is None or path.is_dir() else _file_sha256(path) == record.file_sha256
+
+    if output is None:
+        with TemporaryDirectory(prefix="lorahub-") as folder:
+            saved, same = written(Path(folder) / "rebuilt.safetensors")
+    else:
+        with replacing(output, force=force) as temporary:
+            saved, same = written(temporary)
+    return Rebuilt(
+        record.reference if record is not None else reference,
+        str(document.get("expression", "")),
+        saved.data_sha256,
+        same,
+        tuple(sources.used.items()),
+        str(document.get("tool", "")),
+        f"lorahub {tool_version()}",
+        output,
+    )
+
+
+def recorded(workspace: Workspace, reference: str) -> tuple[VersionRecord | None, Json]:
+    """The version a reference names, None for a file outside the registry, and the document that says how it was made.
+
+    Raises NotFoundError when nothing says it.
+    """
+    record = None
+    if existing(reference) is None:
+        record = workspace.get(reference) if reads_as_registry(reference) else None
+    if record is not None:
+        with translated():
+            recipe = workspace.registry.recipe(record.reference)
+        if recipe is not None and recipe.document.get("recipe"):
+            return record, recipe.document
+    path = workspace.path(record) if record is not None else find(reference, workspace).path
+    document = inspect(path)[0].provenance
+    if not document or not document.get("recipe"):
+        raise NotFoundError(f"nothing says how {reference} was made: neither the registry nor the file has a recipe")
+    return record, document
+
+
+class _Sources:
+    """Finds sources by the hash of their weights: among the files given, then in the registry."""
+
+    def __init__(self, workspace: Workspace, document: Json, given: Sequence[Path]) -> None:
+        self._workspace = workspace
+        self._base = str(document["base"]) if document.get("base") else None
+        self._given = dict(_hashed(given))
+        self._metadata = {
+            str(parent.get("data_sha256")): _metadata(parent)
+            for parent in document.get("parents") or ()
+            if isinstance(parent, Mapping)
+        }
+        self.used: dict[str, str] = {}
+
+    def __call__(self, name: str, data_sha256: str) -> Adapter:
+        if not data_sha256:
+            raise NotFoundError(f"the parent {name!r} was made in memory: there is no file to find it by")
+        parts = [self._part(name, sha256) for sha256 in data_sha256.split("+")]
+        self.used[name] = data_sha256
+        whole = sum(parts[1:], start=parts[0])
+        source = Source(name, data_sha256, self._metadata.get(data_sha256, {}))
+        return Adapter(whole.base, whole.layers, whole.offsets, whole.embeddings, source)
+
+    def _part(self, name: str, data_sha256: str) -> Adapter:
+        tried = []
+        for path in self._places(data_sha256):
+            tried.append(str(path))
+            adapter = load_path(path, base=self._base)
+            if isinstance(adapter.recipe, Source) and adapter.recipe.data_sha256 == data_sha256:
+                return replace(adapter, recipe=Source(name, data_sha256))
+        if tried:
+            raise VerificationError(
+                f"the parent {name!r} was changed: {tried[0]} no longer has data {data_sha256[:12]}"
+            )
+        raise NotFoundError(
+            f"the parent {name!r} (data sha256 {data_sha256[:12]}) is missing: add it to the registry, "
+            "or say where it is with --parent"
+        )
+
+    def _places(self, data_sha256: str) -> Iterable[Path]:
+        if data_sha256 in self._given:
+            yield self._given[data_sha256]
+        with translated():
+            known = self._workspace.registry.find(data_sha256=data_sha256)
+        for record in known:
+            try:
+                yield self._workspace.path(record)
+            except NotFoundError:
+                continue
+            if record.stored:  # what lies in the user's folder may have been replaced
+                with translated():
+                    yield self._workspace.registry.blobs.path(record.file_sha256)
+
+
+def _hashed(given: Sequence[Path]) -> Iterable[tuple[str, Path]]:
+    """(sha256 of the data, path) of every file given, and of every readable one under the folders given."""
+    for path in given:
+        if not path.is_dir():
+            yield header.data_sha256(path, header.read(path)), path
+        for inside in sorted(path.rglob("*.safetensors")):
+            with suppress(FileFormatError):
+                yield header.data_sha256(inside, header.read(inside)), inside
+
+
+def _metadata(parent: Json) -> dict[str, str]:
+    """The parent's metadata as far as a child records it."""
+    kept = {str(key): str(value) for key, value in (parent.get("metadata") or {}).items()}
+    told = parent.get("provenance")
+    if told is not None:
+        kept[PROVENANCE_KEY] = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
+    return kept
+
+
+def _output(document: Json) -> Json:
+    output = document.get("output")
+    if not isinstance(output, Mapping) or output.get("dtype") not in DTYPES or "format" not in output:
+        raise FileFormatError("the recipe does not say in what format and dtype the file was written")
+    return {"drop": (), **output}
+
+
+def _rule(text: str, adapter: Adapter, format: str, dtype: str) -> RankRule:
+    match = _RULE.fullmatch(text)
+    if not match:
+        raise FileFormatError(f"the recipe has a rank rule {text!r}, which this lorahub does not know")
+    kind, number = match[1], match[2]
+    if kind == "budget":
+        return file_budget(adapter, int(number), format=format, dtype=dtype)
+    return fixed(int(number)) if kind == "fixed" else {"energy": energy, "relative": relative}[kind](float(number))
+
+
+def _data_sha256(workspace: Workspace, reference: str, record: VersionRecord | None) -> str:
+    path = workspace.path(record) if record is not None else find(reference, workspace).path
+    return "+".join(found.hashes["data_sha256"] for found in inspect(path, hashes=True))
+
+
+def _file_sha256(path: Path) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions(document: Json) -> str:
+    made, now = str(document.get("tool", "an unknown version")), f"lorahub {tool_version()}"
+    same = "the same version; another processor or torch may round differently"
+    return f"made by {made}, now {now}" if made != now else f"{now}: {same}"
+
+
+def _malformed(what: object) -> FileFormatError:
+    return FileFormatError(f"this is no recipe that lorahub can read ({str(what)[:100]})")
