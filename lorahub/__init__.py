@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lorahub.files.saving import Saved as Saved, save as save
     from lorahub.loading import combine as combine, load as load
     from lorahub.pipeline import attach as attach, detach as detach
+    from lorahub.workspace.opening import Catalogue as Catalogue, open as open
 
 _HOME = {
     **dict.fromkeys(
@@ -43,6 +44,7 @@ _HOME = {
     **dict.fromkeys(("Saved", "save"), "lorahub.files.saving"),
     **dict.fromkeys(("combine", "load"), "lorahub.loading"),
     **dict.fromkeys(("attach", "detach"), "lorahub.pipeline"),
+    **dict.fromkeys(("Catalogue", "open"), "lorahub.workspace.opening"),
 }
 
 __all__ = sorted(_HOME)
