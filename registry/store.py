@@ -15,11 +15,12 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from registry import aliases, lineage, listing, locations, placing, search, trash, validations, versions
+from registry import aliases, lineage, listing, locations, search, trash, validations, versions
 from registry.errors import ConflictError
 from registry.home import default_home
 from registry.maintenance import Maintenance
 from registry.models import Version
+from registry.places import Places
 from registry.records import (
     AdapterRecord,
     AliasChange,
@@ -39,7 +40,7 @@ from registry.sketches import Sketches
 __all__ = ["Registry", "default_home"]
 
 
-class Registry(Maintenance, Sketches):
+class Registry(Maintenance, Places, Sketches):
     """A catalogue of adapters; open it with `Registry.open`."""
 
     def add_version(
@@ -250,29 +251,6 @@ class Registry(Maintenance, Sketches):
         with self._reading() as session:
             return lineage.family(session, reference, depth)
 
-    def place(
-        self,
-        location: Location,
-        facts: Facts,
-        *,
-        names: Iterable[str],
-        norms: Mapping[str, float] | None = None,
-    ) -> tuple[str, str]:
-        """Record what a file in a user's folder was found to be; returns the reference of its version, and how it comes to
-        lie there: `new`, `same`, `moved` or `replaced`. `names` are tried in order for a file never seen.
-
-        Raises:
-            InvalidError: all of `names` are taken.
-        """
-        with self._writing() as session:
-            row, outcome = placing.place(session, location, facts, norms, names)
-            return f"{row.adapter.name}:{row.number}", outcome
-
-    def move(self, before: Location, after: Location) -> bool:
-        """Say that the file at one place is at another now; false if none was recorded there, or one is here already."""
-        with self._writing() as session:
-            return placing.move(session, before, after)
-
     def set_stored(self, reference: str, stored: bool) -> VersionRecord:
         """Say whether the blob store holds a version's file; raises ConflictError when it does not after all."""
         with self._writing() as session:
@@ -281,45 +259,6 @@ class Registry(Maintenance, Sketches):
                 raise ConflictError(f"no blob {row.file_sha256[:12]} is in the store: add the file again")
             row.stored = stored
             return _record(session, row)
-
-    def roots(self) -> tuple[str, ...]:
-        """The folders under which files were recorded."""
-        with self._reading() as session:
-            return locations.roots(session)
-
-    def locate(self, reference: str, location: Location) -> None:
-        """Record that a version's file lies at a place, instead of what lay there before."""
-        with self._writing() as session:
-            row = version_row(session, reference)
-            locations.locate(session, row, location)
-            search.index(session, row.adapter_id)
-
-    def locations(
-        self,
-        *,
-        root: str | None = None,
-        reference: str | None = None,
-        missing: bool | None = None,
-        hashed: bool | None = None,
-    ) -> tuple[Location, ...]:
-        """Places under a root, of a version, missing or not, of versions that have been hashed or not."""
-        with self._reading() as session:
-            return locations.find(session, root, reference, missing, hashed)
-
-    def mark_missing(self, root: str, relpaths: Iterable[str]) -> int:
-        """Mark places whose file is not there; nothing is deleted. Returns how many were there until now."""
-        with self._writing() as session:
-            return locations.mark_missing(session, root, relpaths)
-
-    def mark_present(self, root: str, relpaths: Iterable[str]) -> int:
-        """Undo `mark_missing` for places whose file is there again; returns how many were missing until now."""
-        with self._writing() as session:
-            return locations.mark_present(session, root, relpaths)
-
-    def forget_locations(self, root: str, relpaths: Iterable[str]) -> int:
-        """Delete places, not versions; returns how many there were."""
-        with self._writing() as session:
-            return locations.forget(session, root, relpaths)
 
     def record_validations(self, reference: str, findings: Iterable[Validation]) -> None:
         """Record what checks found; each check's former findings on this version are replaced."""

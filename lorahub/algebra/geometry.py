@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,19 +24,11 @@ _CANCELLATION = 1e-3
 
 
 def self_product(vectors: Tensor) -> Tensor:
-    """vectors^T @ vectors in float64, from [n, r]: products in the operand's dtype, sums over chunks of n in float64.
-
-    On the CPU by NumPy, which sees that both operands are one array and computes only half of the symmetric result.
-    """
+    """vectors^T @ vectors in float64, from [n, r]: products in the operand's dtype, sums over chunks of n in float64."""
     chunks = (vectors,) if vectors.dtype == torch.float64 else torch.split(vectors, CHUNK_ROWS)
     total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64, device=vectors.device)
     for chunk in chunks:
-        if chunk.device.type == "cpu":
-            array = chunk.detach().numpy()
-            with np.errstate(all="ignore"):  # NaN and Inf are found, and named, in the result
-                total += torch.from_numpy(array.T @ array)
-        else:
-            total += chunk.T @ chunk
+        total += chunk.T @ chunk
     return total
 
 

@@ -95,12 +95,10 @@ class LowRank:
             return self.blocks[0].up.to(device), self.blocks[0].down.to(device)
         if not self.blocks:
             return torch.zeros(rows, 0, dtype=dtype, device=device), torch.zeros(0, columns, dtype=dtype, device=device)
-        up = torch.cat([block.up.to(device, dtype) for block in self.blocks], dim=1)
+        ups = [block.up.to(device, dtype) for block in self.blocks]
+        scaled = [up if block.scale == 1 else up * block.scale for up, block in zip(ups, self.blocks, strict=True)]
         down = torch.cat([block.down.to(device, dtype) for block in self.blocks])
-        scales = self.scales(device)
-        if bool((scales != 1).any()):
-            up = up * scales.to(dtype)
-        return up, down
+        return torch.cat(scaled, dim=1), down
 
     def scales(self, device: str | torch.device = "cpu") -> Tensor:
         """The scale of every column, float64 [R]."""

@@ -30,9 +30,9 @@ def command(
     """
     with output.progress("comparing") as advance:
         from lorahub.comparing import compare
-        from lorahub.loading import load
+        from lorahub.loading import load_all
 
-        one, other = (load(name, base=base, allow_pickle=allow_pickle) for name in (first, second))
+        one, other = load_all([first, second], base=base, allow_pickle=allow_pickle)
         found = compare(one, other, device=device, progress=advance)
     result = {"command": "compare", "first": first, "second": second, "base": one.base, **asdict(found)}
     output.emit(result, lambda facts: _as_lines(facts, show_layers), as_json)

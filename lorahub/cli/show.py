@@ -111,11 +111,11 @@ def _files(result: Fields) -> list[str]:
     record = result["record"]
     lines = ["  file in the store" if record["stored"] else "  file not in the store"]
     for place in result["locations"]:
-        gone = f" (missing since {place['missing_since']})" if place["missing_since"] else ""
+        gone = f" (missing since {_time(place['missing_since'])})" if place["missing_since"] else ""
         lines.append(f"  file at {place['root'].rstrip('/')}/{place['relpath']}{gone}")
     lines += [f"  from {name} {value}" for name, value in record["source"].items()]
     lines += [f"  preview {preview}" for preview in record["previews"]]
-    return [*lines, f"  added {record['created_at']}, last seen {record['seen_at']}"]
+    return [*lines, f"  added {_time(record['created_at'])}, last seen {_time(record['seen_at'])}"]
 
 
 def _lineage(result: Fields) -> list[str]:
@@ -124,3 +124,8 @@ def _lineage(result: Fields) -> list[str]:
     for parent in result["parents"]:
         lines.append(f"    {parent['weight']:g} * {parent['reference'] or 'sha256:' + parent['sha256'][:12]}")
     return lines
+
+
+def _time(moment: str) -> str:
+    """A time to the minute; all are in UTC."""
+    return f"{moment[:16].replace('T', ' ')} UTC"

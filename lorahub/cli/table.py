@@ -22,8 +22,9 @@ def emit(result: dict[str, Any], header: Sequence[str], rows: Iterable[Sequence[
     if as_json:
         output.emit(result, lambda _: [], as_json)
         return
-    for line in lines(header, rows):
-        click.echo(line)
+    text = "".join(f"{line}\n" for line in lines(header, rows))
+    if text:
+        click.echo(text, nl=False)
 
 
 def lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -50,4 +51,4 @@ def size(number: int) -> object:
 
 def _cell(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
-    return output.escaped(text) or MISSING
+    return (text if text.isprintable() else output.escaped(text)) or MISSING

@@ -17,15 +17,19 @@ from lorahub.files.reading import read
 _Name = TypeVar("_Name", str, Path)
 
 
-def load_path(path: str | Path, *, base: str | Base | None = None, allow_pickle: bool = False) -> Adapter:
+def load_path(
+    path: str | Path, *, base: str | Base | None = None, allow_pickle: bool = False, hashed: bool = True
+) -> Adapter:
     """The adapter in a file or folder, whatever its format.
 
-    base: the base model, when detection should not decide.
+    base: the base model, when detection should not decide. hashed: see `reading.read`.
     Raises NotFoundError, FileFormatError (damaged, unknown keys), NotAdditiveError (DoRA and its like),
     BaseMismatchError (ambiguous base, layers that do not fit).
     """
     files = find_weights(Path(path))
-    parts = load_together(files, lambda file, wanted: build(read(file, allow_pickle=allow_pickle), wanted or base))
+    parts = load_together(
+        files, lambda file, wanted: build(read(file, allow_pickle=allow_pickle, hashed=hashed), wanted or base)
+    )
     if len(parts) == 1:
         return parts[0]
     whole = parts[0]

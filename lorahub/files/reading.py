@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from lorahub import header
 from lorahub.errors import FileFormatError, NotFoundError, VerificationError
 from lorahub.files.paths import PICKLE_SUFFIXES, display_name, read_config, refuse_pickle
-from lorahub.files.store import tensor_bytes
+from lorahub.files.store import finite, tensor_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,19 +32,26 @@ class Content:
     data_sha256: str
 
 
-def read(path: Path, *, allow_pickle: bool = False) -> Content:
+def read(path: Path, *, allow_pickle: bool = False, hashed: bool = True) -> Content:
     """Tensors, metadata and PEFT configuration of one adapter file.
 
+    hashed: off leaves `data_sha256` empty, for a reader who knows the hash.
     Raises FileFormatError for a damaged file, and for a pickle unless `allow_pickle` (then it is loaded with
     `weights_only=True`, which runs no code).
     """
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path, allow_pickle)
     described = header.read(path)
-    tensors = load_file(path)
-    return Content(
-        display_name(path), tensors, described.metadata, read_config(path), header.data_sha256(path, described)
-    )
+    digest = header.data_sha256(path, described) if hashed else ""
+    return Content(display_name(path), _tensors(path), described.metadata, read_config(path), digest)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors opens only paths that are valid Unicode; others are read into memory
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def _read_pickle(path: Path, allow_pickle: bool) -> Content:
@@ -75,5 +82,5 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raises VerificationError when a small tensor (an offset, an embedding) holds NaN or Inf."""
-    if not bool(torch.isfinite(tensor).all()):
+    if not finite(tensor):
         raise VerificationError(f"{name} holds NaN or Inf")

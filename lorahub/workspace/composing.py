@@ -21,11 +21,10 @@ from lorahub.files.inspecting import inspect
 from lorahub.files.paths import find_weights
 from lorahub.files.saving import default_format
 from lorahub.making import Made, Wish, make
-from lorahub.workspace import similarity
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.errors import translated
-from lorahub.workspace.facts import Found, full_facts
-from registry import Facts, LocalBlobs, Parent, Recipe as RecipeRecord, RunSettings, VersionRecord
+from lorahub.workspace.facts import full_facts
+from registry import Facts, LocalBlobs, Parent, Recipe as RecipeRecord, RunSettings
 
 Progress = Callable[[int, int], None]
 
@@ -103,7 +102,8 @@ def _written(
             name, facts, norms=found.norms, tags=tags, notes=notes, stored=True, parents=terms, recipe=recipe
         )
         workspace.registry.record_validations(record.reference, found.findings)
-        _sketch(workspace, record, path, found)
+        if found.sketch is not None:
+            workspace.registry.put_sketch(record.reference, found.sketch)
     return Composed(record.reference, facts.file_sha256, tuple(terms), made, path)
 
 
@@ -142,12 +142,6 @@ def _facts(workspace: Workspace, facts: Facts, terms: Sequence[Parent], expressi
         trigger_words=tuple(words) or facts.trigger_words,
         source={"recipe": expression},
     )
-
-
-def _sketch(workspace: Workspace, record: VersionRecord, path: Path, found: Found) -> None:
-    from lorahub.loading import load_version
-
-    similarity.put_sketch(workspace, record, load_version(path, record), norms=found.norms)
 
 
 @contextmanager

@@ -7,13 +7,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorahub.workspace import archive, backups, editing, listing, removing, showing
+from lorahub.workspace import (
+    adding,
+    archive,
+    backups,
+    checking,
+    compatibility,
+    duplicates,
+    editing,
+    lineage,
+    listing,
+    mending,
+    removing,
+    scanning,
+    showing,
+)
 from lorahub.workspace.core import Workspace
 
 
 class Catalogue(Workspace):
     """An open registry with its files, and everything that can be done with them; a context manager."""
 
+    add = adding.add
+    scan = scanning.scan
     list = listing.list_adapters
     search = listing.search
     show = showing.show
@@ -30,6 +46,11 @@ class Catalogue(Workspace):
     export = archive.export
     import_ = archive.import_
     backup = backups.backup
+    lineage = lineage.family
+    compatible = compatibility.compatible
+    duplicates = duplicates.duplicates
+    verify = checking.verify
+    repair = mending.repair
 
 
 def open(home: Path | str | None = None, *, database_url: str | None = None, store: str | None = None) -> Catalogue:

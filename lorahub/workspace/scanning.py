@@ -79,8 +79,8 @@ def scan(
 ) -> Scanned:
     """Index the adapter files under `roots`; without any, under every root that is known.
 
-    hash: also read the bytes of what is new or changed. weights: and the weights, for fingerprints and norms, also of what was hashed
-    before.
+    hash: also read the bytes of what is new or changed. weights: and the weights, for fingerprints and norms, of what
+    was hashed before, too.
     progress: called with (phase, done, all), in files while reading headers and in bytes while hashing.
     Raises NotFoundError for a root that is not there and was never scanned, UsageError for one that is no folder.
     """

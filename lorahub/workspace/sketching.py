@@ -30,10 +30,17 @@ def sketch(adapter: Adapter, *, norms: Mapping[str, float] | None = None) -> Ske
 
 def core(name: str, layer: LowRank) -> Tensor:
     """S^T ΔW T of one layer, float64 [8, 8]."""
+    found = _core(name, layer, torch.float32)
+    return found if bool(torch.isfinite(found).all()) else _core(name, layer, torch.float64)  # float32 overflowed
+
+
+def _core(name: str, layer: LowRank, dtype: torch.dtype) -> Tensor:
     rows, columns = layer.matrix_shape
-    left, right = (torch.from_numpy(signs(*side)) for side in ((f"{name}|out", rows), (f"{name}|in", columns)))
+    left, right = (
+        torch.from_numpy(signs(*side)).to(dtype) for side in ((f"{name}|out", rows), (f"{name}|in", columns))
+    )
     total = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     for block in layer.blocks:
-        product = (left.T @ block.up.float()).double() @ (block.down.float() @ right).double()
+        product = (left.T @ block.up.to(dtype)).double() @ (block.down.to(dtype) @ right).double()
         total += (block.scale / WIDTH) * product
     return total

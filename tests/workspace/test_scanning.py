@@ -350,6 +350,25 @@ def test_peft_folders_are_called_as_their_folder(workspace: Workspace, root: Pat
     assert (names(workspace), workspace.get("my-peft").scale) == (["my-peft:1"], 2.0)
 
 
+@pytest.mark.parametrize(("phase", "left"), [("headers", 3), ("hashing", 2)])
+def test_an_interrupted_scan_goes_on_where_it_was(
+    workspace: Workspace, root: Path, make: Any, phase: str, left: int
+) -> None:
+    for number in range(3):
+        make(root / f"{number}.safetensors", seed=number)
+
+    def interrupt(now: str, done: int, total: int) -> None:
+        if now == phase:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(workspace, [root], progress=interrupt)
+    result = scan(workspace, [root])
+
+    assert (result.new, result.hashed, len(names(workspace))) == (0, left, 3)
+    assert all(record.hashed for record in workspace.registry.find())
+
+
 def test_weights_are_read_on_request_also_later(workspace: Workspace, root: Path, make: Any) -> None:
     make(root / "a.safetensors")
     scan(workspace, [root])

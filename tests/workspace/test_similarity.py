@@ -10,6 +10,8 @@ import torch
 from workspace.conftest import write_adapter
 
 import lorahub
+from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.lowrank import LowRank
 from lorahub.errors import UsageError
 from lorahub.loading import combine, load
 from lorahub.making import Wish
@@ -78,6 +80,14 @@ def test_a_core_is_that_of_the_dense_matrix(tmp_path: Path) -> None:
     )
     dense = left.T @ layer.dense(torch.float64) @ right
     assert torch.allclose(core(name, layer), dense, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_beyond_float32_have_a_sketch(tmp_path: Path) -> None:
+    adapter = lorahub.load(write_adapter(tmp_path / "a.safetensors", seed=1))
+    huge = {name: LowRank.of(layer.up * 1e38, layer.down * 1e38) for name, layer in adapter.layers.items()}
+    made = sketch(Adapter(adapter.base, huge))
+    assert made.norm == pytest.approx(1e76 * lorahub.norm(adapter), rel=1e-5)
+    assert sketches.cosines(made.data, [sketch(adapter).data]) == pytest.approx([1], abs=1e-3)
 
 
 def test_the_inner_product_is_estimated_without_bias() -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from lorahub.errors import LorahubError, UsageError, VerificationError
+from lorahub.errors import UsageError, VerificationError
 from lorahub.workspace.adding import add
 from lorahub.workspace.archive import export, import_
 from lorahub.workspace.backups import backup
@@ -125,8 +125,18 @@ def test_two_members_share_database_and_files(team: None, tmp_path: Path, make_a
 def test_names_complete_from_the_server(team: None, tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
     member(tmp_path, "add", make_adapter(tmp_path / "style.safetensors"))
     member(tmp_path, "alias", "style:1", "prod")
-    for word, proposals in (("st", ["style"]), ("STYLE", ["style"]), ("style:", ["style:1"]), ("style@", ["style@prod"])):
-        env = {**os.environ, "_LORAHUB_COMPLETE": "zsh_complete", "COMP_WORDS": f"lorahub show {word}", "COMP_CWORD": "2"}
+    for word, proposals in (
+        ("st", ["style"]),
+        ("STYLE", ["style"]),
+        ("style:", ["style:1"]),
+        ("style@", ["style@prod"]),
+    ):
+        env = {
+            **os.environ,
+            "_LORAHUB_COMPLETE": "zsh_complete",
+            "COMP_WORDS": f"lorahub show {word}",
+            "COMP_CWORD": "2",
+        }
         done = subprocess.run([SCRIPT], capture_output=True, text=True, env=env, timeout=60)
         assert done.stderr == ""
         assert [line for line in done.stdout.splitlines() if line in proposals] == proposals
@@ -164,7 +174,7 @@ def test_files_on_s3_are_verified_and_quarantined(
         content = bytearray(files.cat_file(place))
         content[-1] ^= 1
         files.pipe_file(place, bytes(content))
-        with pytest.raises(VerificationError, match="not stored|was stored|nothing|now has"):
+        with pytest.raises(VerificationError, match="nothing was stored"):
             export(workspace, "style", tmp_path / "bad.tar")
         assert not (tmp_path / "bad.tar").exists()
         kept = blobs.quarantine(record.file_sha256)
@@ -185,9 +195,21 @@ def test_an_archive_goes_into_a_bucket(bucket: str, tmp_path: Path, make_adapter
         assert workspace.path(workspace.get("style")).read_bytes() == (tmp_path / "style.safetensors").read_bytes()
 
 
-def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
-    with (
-        Workspace.open(tmp_path / "home", store="s3://no-such-bucket/x") as workspace,
-        pytest.raises(LorahubError, match="s3://no-such-bucket/x"),
-    ):
-        add(workspace, [make_adapter(tmp_path / "style.safetensors")])
+def test_a_server_that_is_not_there_is_one_line(
+    tmp_path: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "anna",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+        "LORAHUB_STORE": "s3://team/x",
+    }.items():
+        monkeypatch.setenv(name, value)
+    env = {**os.environ, "LORAHUB_HOME": str(tmp_path / "home")}
+    path = make_adapter(tmp_path / "style.safetensors")
+    done = subprocess.run([SCRIPT, "add", path], capture_output=True, text=True, env=env, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: the store s3://team/x cannot be used")
+    assert "secret" not in line
