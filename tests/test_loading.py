@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import making
 
 import lorahub as lh
 from lorahub import bases
@@ -14,6 +13,7 @@ from lorahub.algebra.recipe import Source, expression
 from lorahub.errors import BaseMismatchError, NotFoundError, UsageError
 from lorahub.files.building import AmbiguousBaseError
 from lorahub.loading import combine, load, load_all
+from tests.files import making
 
 ATTN = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
 ENCODER = "text_encoder.text_model.encoder.layers.0.mlp.fc1"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from files import making, tiny
 from torch import Tensor, nn
 
 import lorahub as lh
@@ -23,6 +22,7 @@ from lorahub.errors import (
 )
 from lorahub.files.building import from_state_dict
 from lorahub.files.saving import save
+from tests.files import making, tiny
 
 # Both libraries warn of their own deprecations, and peft of every second adapter; none of it is about ours.
 pytestmark = [

@@ -79,7 +79,9 @@ def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
                 "data_offsets": [position, position + size],
             }
             position += size
-    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")  # of odd file names
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(
+        errors="replace"
+    )  # of odd file names
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cli import adapters
 from lorahub.cli import main
+from tests.cli import adapters
 
 SCRIPT = Path(sys.executable).with_name("lorahub")
 

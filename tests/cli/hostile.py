@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from cli import adapters
-from cli.adapters import Tensors
+from tests.cli import adapters
+from tests.cli.adapters import Tensors
 
 STEM = "lora_unet_" + adapters.LAYERS[0].replace(".", "_")
 DOWN, UP, ALPHA = f"{STEM}.lora_down.weight", f"{STEM}.lora_up.weight", f"{STEM}.alpha"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli import adapters, hostile
-from cli.conftest import Run
+from tests.cli import adapters, hostile
+from tests.cli.conftest import Run
 
 COMMANDS = {
     "inspect": lambda path: ("inspect", path),

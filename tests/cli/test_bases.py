@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from cli.conftest import Run
 from lorahub import bases
+from tests.cli.conftest import Run
 
 
 def test_every_base_has_a_line(run: Run) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters
-from cli.conftest import Run, script
 from lorahub import header
+from tests.cli import adapters
+from tests.cli.conftest import Run, script
 
 EXPRESSION = "0.8*style.safetensors + 1.0*lcm.safetensors"
 

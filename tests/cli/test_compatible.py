@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters
-from cli.conftest import Run, script
+from tests.cli import adapters
+from tests.cli.conftest import Run, script
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import SCRIPT, Run, script
+from tests.cli.conftest import SCRIPT, Run, script
 
 
 def complete(*words: str) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import Run
 from lorahub.errors import ConflictError, UsageError
 from lorahub.workspace.settings import change, settings
+from tests.cli.conftest import Run
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters
-from cli.conftest import Run
 from lorahub import header
+from tests.cli import adapters
+from tests.cli.conftest import Run
 
 STYLE = [pytest.approx([2, 1, 0, 0, 0])] * 12
 LCM = [pytest.approx([1, 0, 2, 0.5, 0])] * 12

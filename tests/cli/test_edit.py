@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cli.catalogue import filled as filled, put
-from cli.conftest import Run, script
 from lorahub.workspace.core import Workspace
+from tests.cli.catalogue import filled as filled, put
+from tests.cli.conftest import Run, script
 
 
 def record(run: Run, reference: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.conftest import SCRIPT, Run
 from lorahub import errors
 from lorahub.cli import Commands
+from tests.cli.conftest import SCRIPT, Run
 
 CODES = {
     errors.LorahubError: 1,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.catalogue import filled as filled
-from cli.conftest import Run, script
-from cli.test_startup import imported
+from tests.cli.catalogue import filled as filled
+from tests.cli.conftest import Run, script
+from tests.cli.test_startup import imported
 
 
 def test_out_of_one_registry_and_into_another(filled: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cli.conftest import Run
+from tests.cli.conftest import Run
 
 
 def test_every_readable_format_has_a_line(run: Run) -> None:

@@ -10,8 +10,8 @@ import sys
 import click
 import pytest
 
-from cli.conftest import Run
 from lorahub.cli import COMMANDS, main
+from tests.cli.conftest import Run
 
 
 def examples(text: str) -> list[str]:
@@ -65,7 +65,7 @@ def test_every_option_has_help(name: str) -> None:
     assert command.short_help
 
 
-@pytest.mark.parametrize("name", set(COMMANDS) - {"completion"})
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
 def test_every_command_that_answers_has_json(name: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters
-from cli.conftest import Run
 from lorahub import header
+from tests.cli import adapters
+from tests.cli.conftest import Run
 
 
 def without_evidence(text: str) -> str:

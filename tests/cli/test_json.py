@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cli.conftest import Run
+from tests.cli.conftest import Run
 
 MADE = {
     "schema": "int", "command": "str", "output": "str", "base": "str", "format": "str", "dtype": "str", "size": "int",

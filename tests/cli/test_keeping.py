@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli.conftest import Run, script
+from tests.cli.conftest import Run, script
 
 
 @pytest.fixture

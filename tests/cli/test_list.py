@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.catalogue import filled as filled
-from cli.conftest import SCRIPT, Run, script
+from tests.cli.catalogue import filled as filled
+from tests.cli.conftest import SCRIPT, Run, script
 
 NAMES = ["evil:1", "lcm:1", "style:2"]
 

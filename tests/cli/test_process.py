@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli import adapters
-from cli.conftest import SCRIPT, script
 from lorahub import bases
+from tests.cli import adapters
+from tests.cli.conftest import SCRIPT, script
 
 
 @pytest.fixture(scope="module")

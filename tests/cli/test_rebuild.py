@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.conftest import SCRIPT, Run
+from tests.cli.conftest import SCRIPT, Run
 
 
 @pytest.fixture
@@ -24,9 +24,7 @@ def library(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_registered_result_is_rebuilt(library: Path, run: Run) -> None:
-    made = run(
-        "combine", "0.8*style + 1.0*lcm", "--name", "fast", "--tag", "quick", "--rank", "2"
-    )
+    made = run("combine", "0.8*style + 1.0*lcm", "--name", "fast", "--tag", "quick", "--rank", "2")
     assert made.exit_code == 0, made.output
     assert made.stdout.splitlines()[0].startswith("fast:1: sd15, kohya, fp16, ")
     assert made.stdout.splitlines()[-1] == "  registered as fast:1, made of 0.8 x style:1, 1 x lcm:1"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.catalogue import filled as filled
-from cli.conftest import Run
+from tests.cli.catalogue import filled as filled
+from tests.cli.conftest import Run
 
 
 def names(run: Run) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import adapters
-from cli.conftest import Run
+from tests.cli import adapters
+from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(

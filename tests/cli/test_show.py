@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.catalogue import HOSTILE, filled as filled, put, sha256
-from cli.conftest import Run
 from lorahub.workspace.core import Workspace
 from registry import Facts, Location, Parent, Recipe, RunSettings, Validation
+from tests.cli.catalogue import HOSTILE, filled as filled, put, sha256
+from tests.cli.conftest import Run
 
 
 def test_what_is_said_and_what_was_found(filled: Path, run: Run) -> None:

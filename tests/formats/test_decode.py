@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import INN, OUT, RANK, Shapes, kohya, loha, lokr, peft, random
 from torch import Tensor
 
 from lorahub.errors import FileFormatError, NotAdditiveError, VerificationError
 from lorahub.formats.decode import Decoded, decode
 from lorahub.formats.kinds import NOT_ADDITIVE
 from lorahub.formats.layout import parse
+
+from .samples import INN, OUT, RANK, Shapes, kohya, loha, lokr, peft, random
 
 R, K = RANK, (3, 3)
 TUCKER = {"m.lora_down.weight": (R, INN, 1, 1), "m.lora_up.weight": (OUT, R, 1, 1), "m.lora_mid.weight": (R, R, *K)}

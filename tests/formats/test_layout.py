@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from samples import INN, OUT, RANK, Shapes, kohya, loha, lokr, pair, peft
+from hypothesis import given, strategies as st
 
 from lorahub.bases.detect import Seen
 from lorahub.errors import FileFormatError
 from lorahub.formats.layout import FORMATS, Module, parse, seen
+
+from .samples import INN, OUT, RANK, Shapes, kohya, loha, lokr, pair, peft
 
 ATTN = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from samples import RANK, kohya, pair, random
 from torch import Tensor, nn
 
 from lorahub.bases import get
 from lorahub.bases.model import flatten
 from lorahub.formats.decode import Decoded, decode
 from lorahub.formats.layout import Layout, parse
+
+from .samples import RANK, kohya, pair, random
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the libraries' own deprecations are not ours to fail on

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from math import sqrt
 
 import pytest
-from samples import RANK, Shapes, kohya, loha, peft
 
 from lorahub.errors import FileFormatError
 from lorahub.formats.layout import Layout, parse
+
+from .samples import RANK, Shapes, kohya, loha, peft
 
 
 def with_config(shapes: Shapes, **config: object) -> Layout:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from cli import adapters
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from hub.server import Hub
 from lorahub.cli import main
+from tests.cli import adapters
+from tests.hub.server import Hub
 
 
 @pytest.fixture

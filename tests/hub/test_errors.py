@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hub import server
-from hub.conftest import turn_to
-from hub.server import Hub
 from lorahub import errors
 from lorahub.hub.fetch import fetch
+from tests.hub import server
+from tests.hub.conftest import turn_to
+from tests.hub.server import Hub
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 REFUSED = server.status(401, X_Error_Message="Invalid credentials in Authorization header")

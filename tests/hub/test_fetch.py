@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli import adapters
 from huggingface_hub import constants
 
 import lorahub as lh
-from hub import server
-from hub.server import Hub
 from lorahub import errors
 from lorahub.algebra.recipe import Source
 from lorahub.hub.fetch import fetch
+from tests.cli import adapters
+from tests.hub import server
+from tests.hub.server import Hub
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hub import server
-from hub.server import Hub
+from tests.hub import server
+from tests.hub.server import Hub
 
 SCRIPT = Path(sys.executable).with_name("lorahub")
 WEIGHTS = "pytorch_lora_weights.safetensors"

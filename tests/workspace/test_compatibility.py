@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from workspace.conftest import write_adapter
 
 import lorahub
 from lorahub.algebra.adapter import Adapter
@@ -20,6 +19,7 @@ from lorahub.workspace.matching import partners
 from lorahub.workspace.overlap import pair
 from lorahub.workspace.similarity import refresh
 from registry import RunSettings
+from tests.workspace.conftest import write_adapter
 
 
 def layer(generator: torch.Generator, out: int, inn: int, rank: int) -> LowRank:

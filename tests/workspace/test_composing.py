@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workspace.conftest import write_adapter
 
 import lorahub
 from lorahub.errors import ConflictError, UsageError
@@ -17,6 +16,7 @@ from lorahub.workspace.core import Workspace
 from lorahub.workspace.operands import check_operands
 from lorahub.workspace.sketch import KIND
 from registry import Parent
+from tests.workspace.conftest import write_adapter
 
 
 @pytest.fixture

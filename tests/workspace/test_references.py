@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workspace.conftest import write_adapter
 
 import lorahub
 from lorahub.algebra.recipe import Source
@@ -13,6 +12,7 @@ from lorahub.errors import BaseMismatchError, NotFoundError, UsageError
 from lorahub.references import find, locate, reads_as_registry
 from lorahub.workspace.adding import add
 from lorahub.workspace.core import Workspace
+from tests.workspace.conftest import write_adapter
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace.conftest import write_adapter
 
 import lorahub
 from lorahub.algebra.recipe import to_json
@@ -21,6 +20,7 @@ from lorahub.workspace.adding import add
 from lorahub.workspace.composing import compose
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.replaying import rebuild, replay
+from tests.workspace.conftest import write_adapter
 
 
 @pytest.fixture

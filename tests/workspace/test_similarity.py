@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from workspace.conftest import write_adapter
 
 import lorahub
 from lorahub.algebra.adapter import Adapter
@@ -21,6 +20,7 @@ from lorahub.workspace.composing import compose
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.similarity import refresh, similar
 from lorahub.workspace.sketching import core, sketch
+from tests.workspace.conftest import write_adapter
 
 
 @pytest.fixture
