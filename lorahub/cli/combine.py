@@ -32,9 +32,6 @@ class _Combine(click.Command):
     metavar="ADAPTER REGEX W",
     help="Multiply an adapter's layers whose name matches REGEX by W; ADAPTER as in the expression, or '*'.",
 )
-@click.option(
-    "--unchecked", is_flag=True, help="Combine also what should not be added, such as two acceleration vectors."
-)
 @options.base_option
 @options.device_option
 @options.pickle_option
@@ -44,7 +41,7 @@ def command(expression: str, as_json: bool, **given: object) -> None:
 
     Exact, whatever the formats and ranks of the inputs; without a rank rule the ranks add up. + and - need
     spaces around them; a path with spaces is quoted. What the operands are is checked first (see `compatible`):
-    doubts are warnings, two acceleration vectors at more than weight 1 together are refused without --unchecked.
+    doubts are warnings; what should not be added (two acceleration vectors at full weight) needs --force.
 
     \b
     Examples:
@@ -60,10 +57,9 @@ def command(expression: str, as_json: bool, **given: object) -> None:
 
         weights, base, allow_pickle = (given.pop(name) for name in ("weights", "base", "allow_pickle"))
         where = {"path": given.pop("output"), "name": given.pop("name"), "tags": given.pop("tags")}
-        unchecked = given.pop("unchecked")
         wish = Wish(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
         adapter = combine(expression, base=base, weights=weights, allow_pickle=allow_pickle)  # type: ignore[arg-type]
-        doubts = [] if unchecked else check_operands(adapter.recipe)
+        doubts = check_operands(adapter.recipe, force=wish.force)
         result = made.produce("combine", adapter, wish, **where, progress=advance)  # type: ignore[arg-type]
     for doubt in doubts:
         click.echo(f"Warning: {output.one_line(doubt.message)}", err=True)

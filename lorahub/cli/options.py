@@ -187,7 +187,11 @@ def output_options(command: _Command) -> _Command:
             click.option(
                 "--drop", multiple=True, type=click.Choice(["offsets", "embeddings"]), help="Leave these out."
             ),
-            click.option("--force", is_flag=True, help="Overwrite the output if it exists."),
+            click.option(
+                "--force",
+                is_flag=True,
+                help="Overwrite the output if it exists; with combine, also despite the checks.",
+            ),
         ]
     ):
         command = option(command)

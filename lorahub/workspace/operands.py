@@ -17,9 +17,10 @@ from lorahub.workspace.compatibility import Finding, check, check_lengths
 from lorahub.workspace.profiles import Profile, profile
 
 
-def check_operands(recipe: Recipe) -> list[Finding]:
+def check_operands(recipe: Recipe, *, force: bool = False) -> list[Finding]:
     """What headers and the registry say against the sum that a recipe is; sources that have neither are passed over.
 
+    force: findings that should stop the sum are returned like warnings.
     Raises ConflictError for what should stop it.
     """
     shares: dict[str, float] = {}
@@ -38,6 +39,6 @@ def check_operands(recipe: Recipe) -> list[Finding]:
             profiles.append(replace(found, reference=label))
     findings = [*check(profiles, shares), *check_lengths(profiles, shares)]
     bad = next((finding for finding in findings if finding.severity == "error"), None)
-    if bad is not None:
-        raise ConflictError(f"{bad.message} (or combine them all the same with --unchecked)")
-    return [finding for finding in findings if finding.severity == "warning"]
+    if bad is not None and not force:
+        raise ConflictError(f"{bad.message} (or combine them all the same with --force)")
+    return [finding for finding in findings if finding.severity in ("warning", "error")]

@@ -50,9 +50,9 @@ def test_two_accelerators_exit_with_7(folder: Path, home: Path, run: Run) -> Non
     assert run("compatible", *files, "--no-weights", "--weight", "0.5", "--weight", "0.5").exit_code == 0
     stopped = run("combine", " + ".join(files), "-o", "c.safetensors")
     assert stopped.exit_code == 6
-    assert "--unchecked" in stopped.stderr
+    assert "--force" in stopped.stderr
     assert not (folder / "c.safetensors").exists()
-    assert run("combine", " + ".join(files), "-o", "c.safetensors", "--unchecked").exit_code == 0
+    assert run("combine", " + ".join(files), "-o", "c.safetensors", "--force").exit_code == 0
     mean = run("combine", f"0.5*{files[0]} + 0.5*{files[1]}", "-o", "mean.safetensors")
     assert mean.exit_code == 0
     assert mean.stderr.splitlines()[0].startswith("Warning: lcm-lora-sdv1-5 and Hyper-SD15-4steps-lora are two")

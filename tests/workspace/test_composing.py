@@ -95,9 +95,7 @@ def test_what_is_no_single_file_is_refused(workspace: Workspace, parents: Path, 
 
 def test_two_accelerators_stop_a_sum_and_not_a_mean_or_a_difference(workspace: Workspace, parents: Path) -> None:
     hyper = write_adapter(parents / "Hyper-SD15-4steps-lora.safetensors", seed=4)
-    with pytest.raises(
-        ConflictError, match=r"two acceleration vectors \(lcm, hyper-sd\), together at 1\.5.*--unchecked"
-    ):
+    with pytest.raises(ConflictError, match=r"two acceleration vectors \(lcm, hyper-sd\), together at 1\.5.*--force"):
         check_operands(combine(f"lcm + 0.5*{hyper}").recipe)
     assert "accelerators" in {finding.check for finding in check_operands(combine(f"0.5*lcm + 0.5*{hyper}").recipe)}
     assert check_operands(combine(f"lcm - 0.5*{hyper}").recipe) == []
