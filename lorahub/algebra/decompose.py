@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorahub.algebra.geometry import self_product
+from lorahub.algebra.geometry import product
 from lorahub.algebra.lowrank import LowRank
 from lorahub.errors import VerificationError
 
@@ -90,8 +90,8 @@ def _from_grams(
 ) -> Decomposition | None:
     """None when the Gram matrices in this precision do not carry the wanted singular vectors."""
     up, down, scales = _factors(layer, dtype, device)
-    gram_up = self_product(up) * torch.outer(scales, scales)
-    gram_down = self_product(down.T)
+    gram_up = product(up, up) * torch.outer(scales, scales)
+    gram_down = product(down.T, down.T)
     if not bool(torch.isfinite(gram_up.diagonal().sum() + gram_down.diagonal().sum())):
         return None
     root, failed = torch.linalg.cholesky_ex(gram_up)

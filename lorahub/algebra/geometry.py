@@ -23,12 +23,13 @@ _CANCELLATION = 1e-3
 """Below this share of the magnitudes that went in, a float32 product has lost three digits: float64 takes over."""
 
 
-def self_product(vectors: Tensor) -> Tensor:
-    """vectors^T @ vectors in float64, from [n, r]: products in the operand's dtype, sums over chunks of n in float64."""
-    chunks = (vectors,) if vectors.dtype == torch.float64 else torch.split(vectors, CHUNK_ROWS)
-    total = torch.zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64, device=vectors.device)
-    for chunk in chunks:
-        total += chunk.T @ chunk
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right in float64, from [n, a] and [n, b]: products in their dtype, sums over chunks of n in float64."""
+    if left.dtype == torch.float64:
+        return left.T @ right
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
+    for chunk, other in zip(torch.split(left, CHUNK_ROWS), torch.split(right, CHUNK_ROWS), strict=True):
+        total += chunk.T @ other
     return total
 
 
@@ -45,17 +46,24 @@ def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") ->
 
 def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """(inner products, sums of the absolute values of their terms), both [k, k]."""
-    blocks = [block for layer in layers for block in layer.blocks]
-    owner = torch.tensor([index for index, layer in enumerate(layers) for _ in range(layer.rank)], device=device)
-    count = len(layers)
-    if not blocks:
-        return torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, count, dtype=torch.float64)
-    up = torch.cat([block.up.to(device, dtype) for block in blocks], dim=1)
-    down = torch.cat([block.down.to(device, dtype) for block in blocks])
-    scales = torch.cat([layer.scales(device) for layer in layers])
-    terms = self_product(up) * self_product(down.T) * torch.outer(scales, scales)
-    member = torch.nn.functional.one_hot(owner, count).to(torch.float64)
-    return (member.T @ terms @ member).cpu(), (member.T @ terms.abs() @ member).cpu()
+    gram, magnitude = torch.zeros(2, len(layers), len(layers), dtype=torch.float64)
+    parts = [
+        (
+            torch.cat([block.up.to(device, dtype) for block in layer.blocks], dim=1),
+            torch.cat([block.down.to(device, dtype) for block in layer.blocks]).T,
+            layer.scales(device),
+        )
+        if layer.blocks
+        else None
+        for layer in layers
+    ]
+    for i, one in enumerate(parts):
+        for j, other in enumerate(parts[: i + 1]):  # the matrix is symmetric
+            if one is not None and other is not None:
+                terms = product(one[0], other[0]) * product(one[1], other[1]) * torch.outer(one[2], other[2])
+                gram[i, j] = gram[j, i] = terms.sum()
+                magnitude[i, j] = magnitude[j, i] = terms.abs().sum()
+    return gram, magnitude
 
 
 def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:

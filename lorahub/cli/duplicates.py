@@ -30,12 +30,15 @@ def command(by: str | None, as_json: bool) -> None:
       lorahub duplicates --by fingerprint --json
     """
     from lorahub.workspace.core import Workspace
-    from lorahub.workspace.duplicates import duplicates
+    from lorahub.workspace.duplicates import duplicates, unread
     from lorahub.workspace.plain import to_plain
 
     with Workspace.open() as workspace:
         groups = duplicates(workspace, by)
+        lacking = unread(workspace) if by in (None, "fingerprint") else 0
     output.emit({"command": "duplicates", "groups": to_plain(groups)}, _as_lines, as_json)
+    if lacking:
+        click.echo(f"{lacking} adapters have no fingerprint and may be copies too: `lorahub scan --deep`", err=True)
 
 
 def _as_lines(result: dict[str, Any]) -> list[str]:

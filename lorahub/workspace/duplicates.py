@@ -29,6 +29,12 @@ class Group:
     copies: tuple[Copy, ...]
 
 
+def unread(workspace: Workspace) -> int:
+    """How many live versions have no fingerprint, so that their copies in other spellings are not known."""
+    with translated():
+        return sum(record.fingerprint is None for record in workspace.registry.find())
+
+
 def duplicates(workspace: Workspace, by: str | None = None) -> tuple[Group, ...]:
     """Groups of at least two copies. Without `by`, each set of versions is told once, by the strongest sense."""
     groups: list[Group] = []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.geometry import CHUNK_ROWS, layer_grams, self_product
+from lorahub.algebra.geometry import layer_grams, product
 from lorahub.algebra.lowrank import LowRank
 from lorahub.files.loading import load_path
 from lorahub.loading import load_version
@@ -80,8 +80,8 @@ def pair(first: str, second: str, one: Adapter, other: Adapter) -> Pair:
         if min(ranks) == 0:
             continue
         smaller += min(ranks)
-        out += float((mine.out.T @ _product(mine.up, theirs.up) @ theirs.out).square().sum())
-        inn += float((mine.inn.T @ _product(mine.down.T, theirs.down.T) @ theirs.inn).square().sum())
+        out += float((mine.out.T @ product(mine.up, theirs.up) @ theirs.out).square().sum())
+        inn += float((mine.inn.T @ product(mine.down.T, theirs.down.T) @ theirs.inn).square().sum())
         chance += min(ranks) * max(ranks) / min(one.layers[name].matrix_shape)
     count = max(smaller, 1)
     return Pair(
@@ -89,17 +89,9 @@ def pair(first: str, second: str, one: Adapter, other: Adapter) -> Pair:
     )
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left^T @ right in float64, from float32 products of a few rows at a time."""
-    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
-    for chunk, other in zip(torch.split(left, CHUNK_ROWS), torch.split(right, CHUNK_ROWS), strict=True):
-        total += (chunk.T @ other).double()
-    return total
-
-
 def _spaces(layer: LowRank) -> _Spaces:
     up, down = layer.factors()
-    gram_up, gram_down = self_product(up), self_product(down.T)
+    gram_up, gram_down = product(up, up), product(down.T, down.T)
     return _Spaces(up, down, _basis(gram_up, gram_down), _basis(gram_down, gram_up))
 
 

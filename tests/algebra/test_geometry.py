@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorahub.algebra import Adapter, LowRank, cosine, gram, inner, layer_grams, norm, project
-from lorahub.algebra.geometry import CHUNK_ROWS, layer_gram, self_product
+from lorahub.algebra.geometry import CHUNK_ROWS, layer_gram, product
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
 from .making import adapter, dense, flat, random_layer, reloaded, single, with_spectrum
@@ -143,9 +143,9 @@ def test_products_are_summed_in_chunks_without_losing_rows(rows: int) -> None:
     vectors = torch.randn(rows, 3, dtype=torch.float64)
     expected = vectors.T @ vectors
     for same in (vectors, vectors.T.contiguous().T, torch.cat([vectors, vectors], dim=1)[:, 3:]):
-        assert self_product(same).dtype == self_product(same.float()).dtype == torch.float64
-        torch.testing.assert_close(self_product(same), expected)
-        torch.testing.assert_close(self_product(same.float()), expected, rtol=1e-4, atol=1e-4)
+        assert product(same, same).dtype == product(same.float(), same.float()).dtype == torch.float64
+        torch.testing.assert_close(product(same, same), expected)
+        torch.testing.assert_close(product(same.float(), same.float()), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_layers_at_all_make_a_gram_matrix_of_zeros() -> None:
