@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import make_adapters
 
@@ -22,6 +23,13 @@ def run(*arguments: str) -> str:
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout
+
+
+def compared(first: str, second: str) -> dict[str, Any]:
+    """What `lorahub compare --json` says."""
+    command = [LORAHUB, "compare", first, second, "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, cwd=OUTPUT, capture_output=True, check=True).stdout)
+    return found
 
 
 def check(what: str, found: float, expected: float, tolerance: float) -> None:
@@ -52,21 +60,11 @@ def main() -> None:
         "\nThe answers, by hand: the style's singular values are 0.4/j (0.8 times alpha/rank), the accelerator's 1/j."
     )
     style, lcm = 0.4**2 * squares(1, 8), squares(1, 16)
-    facts = json.loads(
-        subprocess.run(
-            [LORAHUB, "compare", "papercut.safetensors", "fast.safetensors", "--json"],
-            cwd=OUTPUT, capture_output=True, text=True, check=True,
-        ).stdout
-    )  # fmt: skip
+    facts = compared("papercut.safetensors", "fast.safetensors")
     check("norm of the combination", facts["norms"][1], math.sqrt(layers * (style + lcm)), 1e-3)
     cosine = 0.8 * 0.5**2 * squares(1, 8) / (math.sqrt(0.25 * squares(1, 8)) * math.sqrt(style + lcm))
     check("its cosine with the style", facts["cosine"], cosine, 1e-3)
-    smaller = json.loads(
-        subprocess.run(
-            [LORAHUB, "compare", "fast.safetensors", "fast-12.safetensors", "--json"],
-            cwd=OUTPUT, capture_output=True, text=True, check=True,
-        ).stdout
-    )  # fmt: skip
+    smaller = compared("fast.safetensors", "fast-12.safetensors")
     spectrum = sorted([0.4 / j for j in range(1, 9)] + [1 / j for j in range(1, 17)], reverse=True)
     left_out = math.sqrt(layers * sum(sigma**2 for sigma in spectrum[12:]))
     check("what rank 12 leaves out", smaller["distance"], left_out, 1e-3)
