@@ -79,17 +79,11 @@ def decompose(
     return _from_qr(layer, choose, device)
 
 
-def _factors(layer: LowRank, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    up = torch.cat([block.up.to(device, dtype) for block in layer.blocks], dim=1)
-    down = torch.cat([block.down.to(device, dtype) for block in layer.blocks])
-    return up, down, layer.scales(device)
-
-
 def _from_grams(
     layer: LowRank, choose: Callable[[Tensor], int], dtype: torch.dtype, device: str
 ) -> Decomposition | None:
     """None when the Gram matrices in this precision do not carry the wanted singular vectors."""
-    up, down, scales = _factors(layer, dtype, device)
+    up, down, scales = layer.unscaled(dtype, device)
     gram_up = product(up, up) * torch.outer(scales, scales)
     gram_down = product(down.T, down.T)
     if not bool(torch.isfinite(gram_up.diagonal().sum() + gram_down.diagonal().sum())):
@@ -139,7 +133,7 @@ def _trusted(squares: Tensor, doubt: Tensor, kept: int, invisible: float) -> boo
 
 
 def _from_qr(layer: LowRank, choose: Callable[[Tensor], int], device: str) -> Decomposition:
-    up, down, scales = _factors(layer, torch.float64, device)
+    up, down, scales = layer.unscaled(torch.float64, device)
     up = up * scales
     if not bool(torch.isfinite(up.sum() + down.sum())):
         raise VerificationError("the weights hold NaN or Inf")

@@ -47,20 +47,11 @@ def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") ->
 def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """(inner products, sums of the absolute values of their terms), both [k, k]."""
     gram, magnitude = torch.zeros(2, len(layers), len(layers), dtype=torch.float64)
-    parts = [
-        (
-            torch.cat([block.up.to(device, dtype) for block in layer.blocks], dim=1),
-            torch.cat([block.down.to(device, dtype) for block in layer.blocks]).T,
-            layer.scales(device),
-        )
-        if layer.blocks
-        else None
-        for layer in layers
-    ]
+    parts = [layer.unscaled(dtype, device) if layer.blocks else None for layer in layers]
     for i, one in enumerate(parts):
         for j, other in enumerate(parts[: i + 1]):  # the matrix is symmetric
             if one is not None and other is not None:
-                terms = product(one[0], other[0]) * product(one[1], other[1]) * torch.outer(one[2], other[2])
+                terms = product(one[0], other[0]) * product(one[1].T, other[1].T) * torch.outer(one[2], other[2])
                 gram[i, j] = gram[j, i] = terms.sum()
                 magnitude[i, j] = magnitude[j, i] = terms.abs().sum()
     return gram, magnitude

@@ -100,6 +100,14 @@ class LowRank:
         down = torch.cat([block.down.to(device, dtype) for block in self.blocks])
         return torch.cat(scaled, dim=1), down
 
+    def unscaled(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """(up [out, R], down [R, in], scales [R] in float64) with ΔW = up @ diag(scales) @ down, of at least one block."""
+        ups = [block.up.to(device, dtype) for block in self.blocks]
+        downs = [block.down.to(device, dtype) for block in self.blocks]
+        single = len(self.blocks) == 1  # then concatenation would only copy
+        up, down = (ups[0], downs[0]) if single else (torch.cat(ups, dim=1), torch.cat(downs))
+        return up, down, self.scales(device)
+
     def scales(self, device: str | torch.device = "cpu") -> Tensor:
         """The scale of every column, float64 [R]."""
         return torch.tensor(
