@@ -36,10 +36,6 @@ class Wish:
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other: give one rank rule")
 
-    @property
-    def has_rule(self) -> bool:
-        return any(value is not None for value in (self.rank, self.energy, self.relative, self.max_size))
-
     def rule(self, adapter: Adapter, format: str) -> RankRule | None:
         """The rank rule that was asked for, if any."""
         if self.rank is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorahub.errors import UsageError, VerificationError
+from lorahub.errors import VerificationError
 from lorahub.workspace.attempt import attempt
 from lorahub.workspace.bundle import Reader, Writer, reading, writing
 from lorahub.workspace.errors import translated
@@ -165,17 +165,9 @@ def _add(workspace: Workspace, writer: Writer, record: VersionRecord, size: int)
 
 
 def _manifest(bundle: Reader) -> Manifest:
-    stated = bundle.manifest
-    if stated.get("format") != FORMAT:
-        hint = ": use `lorahub restore --backup`" if stated.get("format") == "lorahub-backup" else ""
-        raise UsageError(f"{bundle.path} is no archive that `lorahub export` made{hint}")
-    if stated.get("schema") != SCHEMA:
-        raise UsageError(
-            f"{bundle.path} has schema {stated.get('schema')!a}, this lorahub reads {SCHEMA}: "
-            "run `pip install --upgrade lorahub-toolkit`"
-        )
+    bundle.check_kind(FORMAT, SCHEMA, maker="export", takers={"lorahub-backup": "restore --backup"})
     try:
-        manifest = from_plain(Manifest, stated, "manifest")
+        manifest = from_plain(Manifest, bundle.manifest, "manifest")
     except InvalidError as error:
         raise VerificationError(f"{bundle.path}: its manifest is wrong: {error}") from None
     found = {version.facts.file_sha256: version.facts.size for each in manifest.adapters for version in each.versions}

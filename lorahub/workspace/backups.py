@@ -174,16 +174,8 @@ def _planned(workspace: Workspace, path: Path, store: bool) -> Backup:
 
 
 def _manifest(bundle: Reader) -> _Manifest:
-    stated = bundle.manifest
-    if stated.get("format") != FORMAT:
-        hint = ": use `lorahub import`" if stated.get("format") == "lorahub-archive" else ""
-        raise UsageError(f"{bundle.path} is no backup that `lorahub backup` made{hint}")
-    if stated.get("schema") != SCHEMA:
-        raise UsageError(
-            f"{bundle.path} has schema {stated.get('schema')!a}, this lorahub reads {SCHEMA}: "
-            "run `pip install --upgrade lorahub-toolkit`"
-        )
-    manifest = from_plain(_Manifest, stated, "manifest")
+    bundle.check_kind(FORMAT, SCHEMA, maker="backup", takers={"lorahub-archive": "import"})
+    manifest = from_plain(_Manifest, bundle.manifest, "manifest")
     sizes = {DATABASE: manifest.database_size}
     bundle.expect(sizes | {blob_name(sha256): size for sha256, size in manifest.blobs.items()})
     return manifest

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from lorahub.errors import ConflictError, NotFoundError, VerificationError
+from lorahub.errors import ConflictError, NotFoundError, UsageError, VerificationError
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 28
@@ -107,6 +107,18 @@ class Reader:
         for name, size in sizes.items():
             if there[name] != size:
                 raise VerificationError(f"{self.path}: {name} has {there[name]} bytes, its manifest says {size}")
+
+    def check_kind(self, format: str, schema: int, *, maker: str, takers: Mapping[str, str]) -> None:
+        """Raises UsageError unless `lorahub MAKER` made this, in a schema we read; `takers` says who takes what else."""
+        stated = str(self.manifest.get("format"))
+        if stated != format:
+            hint = f": use `lorahub {takers[stated]}`" if stated in takers else ""
+            raise UsageError(f"{self.path} was not made by `lorahub {maker}`{hint}")
+        if self.manifest.get("schema") != schema:
+            raise UsageError(
+                f"{self.path} has schema {self.manifest.get('schema')!a}, this lorahub reads {schema}: "
+                "run `pip install --upgrade lorahub-toolkit`"
+            )
 
     def open(self, name: str) -> io.BufferedReader:
         """The bytes of one member; one at a time."""

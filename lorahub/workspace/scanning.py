@@ -120,11 +120,7 @@ def _scan_root(
             for place in workspace.registry.locations(root=root)
             if not under or place.relpath == under or place.relpath.startswith(f"{under}/")
         }
-    if not Path(wanted).is_dir():
-        if Path(wanted).exists():
-            raise UsageError(f"{wanted} is no folder: scan takes folders, `lorahub add --in-place` takes files")
-        if not recorded:
-            raise NotFoundError(f"no such folder: {wanted}")
+    if not _is_there(wanted, known=bool(recorded)):
         tally.offline.append(wanted)
         tally.missing += _mark_missing(workspace, root, recorded.values(), dry_run)
         return
@@ -164,6 +160,16 @@ def _scan_root(
         for place in workspace.registry.locations(root=root, missing=False, hashed=False):
             if not under or place.relpath.startswith(f"{under}/"):
                 tally.pending[root, place.relpath] = None
+
+
+def _is_there(wanted: str, *, known: bool) -> bool:
+    """Whether the folder can be walked; a known one that is gone is offline, anything else is a mistake."""
+    there, folder = Path(wanted).exists(), Path(wanted).is_dir()
+    if there and not folder:
+        raise UsageError(f"{wanted} is no folder: scan takes folders, `lorahub add --in-place` takes files")
+    if not there and not known:
+        raise NotFoundError(f"no such folder: {wanted}")
+    return folder
 
 
 def _add_unread_weights(workspace: Workspace, wanted: Sequence[str], tally: _Tally) -> None:
