@@ -16,12 +16,17 @@ from torch import Tensor
 
 from lorahub import expression
 from lorahub.algebra.adapter import Adapter, weighted
+from lorahub.algebra.dora import Magnitude
+from lorahub.algebra.geometry import norm, normalised, orthogonal
+from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Source, is_same
 from lorahub.bases import library
 from lorahub.bases.model import Base
 from lorahub.errors import UsageError
-from lorahub.files.building import from_state_dict
+from lorahub.files.building import Builder, build, build_with_magnitudes, from_state_dict
 from lorahub.files.loading import load_path, load_together
+from lorahub.files.reading import Content
+from lorahub.making import LINEAR, Combination, checked_settings
 from lorahub.references import existing, find
 
 if TYPE_CHECKING:
@@ -45,14 +50,7 @@ def load(
     Raises NotFoundError, FileFormatError, NotAdditiveError, BaseMismatchError; NetworkError or AuthError from the Hub.
     """
     if isinstance(source, (str, Path)):
-        located = find(source)
-        if located.record is not None:
-            return load_version(located.path, located.record, base=base)
-        loaded = load_path(located.path, base=base, allow_pickle=allow_pickle)
-        if not isinstance(loaded.recipe, Source):
-            return loaded
-        name = loaded.recipe.name if existing(source) else str(source)
-        return replace(loaded, recipe=replace(loaded.recipe, name=name, path=str(located.path.absolute())))
+        return _load_named(source, base, allow_pickle, build)
     if isinstance(source, Mapping):
         return from_state_dict(source, base=base)
     from lorahub.pipeline import read_adapter  # needs diffusers and peft
@@ -60,13 +58,40 @@ def load(
     return read_adapter(source, adapter, base=base)
 
 
-def load_version(path: Path, record: VersionRecord, *, base: str | Base | None = None) -> Adapter:
+def load_with_magnitudes(
+    source: str | Path, *, base: str | Base | None = None, allow_pickle: bool = False
+) -> tuple[Adapter, Mapping[str, Magnitude]]:
+    """Like `load`, but a DoRA is read too: its ΔW as an adapter, and by layer the lengths that baking restores."""
+    found: dict[str, Magnitude] = {}
+
+    def build_one(content: Content, base: str | Base | None) -> Adapter:
+        adapter, magnitudes = build_with_magnitudes(content, base)
+        found.update(magnitudes)
+        return adapter
+
+    return _load_named(source, base, allow_pickle, build_one), found
+
+
+def _load_named(source: str | Path, base: str | Base | None, allow_pickle: bool, build: Builder) -> Adapter:
+    located = find(source)
+    if located.record is not None:
+        return load_version(located.path, located.record, base=base, build=build)
+    loaded = load_path(located.path, base=base, allow_pickle=allow_pickle, build=build)
+    if not isinstance(loaded.recipe, Source):
+        return loaded
+    name = loaded.recipe.name if existing(source) else str(source)
+    return replace(loaded, recipe=replace(loaded.recipe, name=name, path=str(located.path.absolute())))
+
+
+def load_version(
+    path: Path, record: VersionRecord, *, base: str | Base | None = None, build: Builder = build
+) -> Adapter:
     """A version of the registry from its file, named as the registry names it. Raises what `load_path` raises.
 
-    base: as in `load`; else the listed base that a person or the detection gave it, if any.
+    base: as in `load`; else the listed base that a person or the detection gave it, if any. build: as in `load_path`.
     """
     known = record.overrides.get("base") or record.base_detected
-    loaded = load_path(path, base=base or (library.canonical_name(known) if known else None))
+    loaded = load_path(path, base=base or (library.canonical_name(known) if known else None), build=build)
     if not isinstance(loaded.recipe, Source):
         return loaded
     source = replace(
@@ -82,33 +107,89 @@ def load_version(path: Path, record: VersionRecord, *, base: str | Base | None =
 def combine(
     text: str,
     *,
+    method: str = LINEAR,
+    settings: Mapping[str, str | float | int] | None = None,
+    rule: RankRule | None = None,
+    device: str = "cpu",
     base: str | Base | None = None,
     weights: Sequence[tuple[str, str, float]] = (),
+    orthogonal_to: str | None = None,
+    normalise: bool = False,
     allow_pickle: bool = False,
 ) -> Adapter:
-    """The adapter that an expression such as `0.8*style + 1.0*lcm` describes; exact, with the ranks added up.
+    """The adapter that an expression such as `0.8*style + 1.0*lcm` describes.
 
+    Without a method and a rank rule it is exact, the ranks added up; with one of them `Truncated`, or a multiple of that.
+    rule: how ranks are reduced; most methods need one. device: where that is computed.
+    The other options, and the errors, are those of `combination`, and of `lorahub.making.Combination.reduced`.
+    """
+    asked = combination(
+        text,
+        method=method,
+        settings=settings,
+        base=base,
+        weights=weights,
+        orthogonal_to=orthogonal_to,
+        normalise=normalise,
+        allow_pickle=allow_pickle,
+    )
+    result = asked.reduced(rule, device=device)
+    return result if asked.length is None else normalised(result, asked.length)
+
+
+def combination(
+    text: str,
+    *,
+    method: str = LINEAR,
+    settings: Mapping[str, str | float | int] | None = None,
+    base: str | Base | None = None,
+    weights: Sequence[tuple[str, str, float]] = (),
+    orthogonal_to: str | None = None,
+    normalise: bool = False,
+    allow_pickle: bool = False,
+) -> Combination:
+    """What an expression asks for, its adapters loaded; `lorahub.making.make` makes it.
+
+    method, settings: how the terms become one; addition by default.
     weights: (operand, pattern, weight) multiplies the layers of that operand whose name the regular expression is found
     in; the operand is spelled as in the expression, or `*` for all. The first pattern that fits a layer counts.
-    Raises UsageError for a malformed expression or an operand that is not in it, and what `load` raises.
+    orthogonal_to: an adapter; every operand but that one is replaced by its part at right angles to it in every layer.
+    normalise: scale the result to the norm of the first operand as it was loaded, whatever its weight.
+    Raises UsageError for a malformed expression, an operand that is not in it, or a method or setting that does not
+    exist, and what `load` raises.
     """
     terms = expression.parse(text)
+    settings = checked_settings(method, settings or {})
     names = list(dict.fromkeys(term.reference for term in terms))
     for operand, _, _ in weights:
         if operand != "*" and operand not in names:
             raise UsageError(f"no operand {operand!r} in the expression: it has {', '.join(sorted(names))}")
-    loaded = dict(zip(names, load_all(names, base=base, allow_pickle=allow_pickle), strict=True))
-    loaded = _weigh(loaded, weights)
+    wanted = names if orthogonal_to is None else list(dict.fromkeys([*names, orthogonal_to]))
+    loaded = _once(dict(zip(wanted, load_all(wanted, base=base, allow_pickle=allow_pickle), strict=True)))
+    operands = _weigh({name: loaded[name] for name in names}, weights)
+    if orthogonal_to is not None:
+        direction = loaded[orthogonal_to]
+        others = {name: operand for name, operand in operands.items() if loaded[name] is not direction}
+        if not others:
+            raise UsageError(f"the expression has no adapter but {orthogonal_to!r}, which is not orthogonal to itself")
+        operands |= {name: orthogonal(operand, direction) for name, operand in others.items()}
     shares: list[tuple[float, Adapter]] = []
     for term in terms:
-        part = loaded[term.reference]
+        part = operands[term.reference]
         same = next((i for i, (_, other) in enumerate(shares) if is_same(part.recipe, other.recipe)), None)
         if same is None:
             shares.append((term.weight, part))
-        else:  # one file under two names: its factors are to be kept once, as in the recipe
+        else:
             shares[same] = (shares[same][0] + term.weight, shares[same][1])
-    parts = [weight * part for weight, part in shares]
-    return sum(parts[1:], start=parts[0])
+    return Combination(shares, method, settings, norm(loaded[names[0]]) if normalise else None)
+
+
+def _once(loaded: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """One file under two names becomes one adapter, so that its factors are kept once, as in the recipe."""
+    result: dict[str, Adapter] = {}
+    for name, adapter in loaded.items():
+        result[name] = next((other for other in result.values() if is_same(adapter.recipe, other.recipe)), adapter)
+    return result
 
 
 def load_all(sources: Sequence[str], *, base: str | Base | None = None, allow_pickle: bool = False) -> list[Adapter]:

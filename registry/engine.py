@@ -23,11 +23,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from registry.errors import (
     ConflictError,
     DamagedError,
+    DeniedError,
     InvalidError,
     LockedError,
     ReadOnlyError,
     RegistryError,
     UnavailableError,
+    UnreachableError,
 )
 
 WRITER_LOCK = 0x6C6F7261  # "lora": the advisory lock every writer of a PostgreSQL registry takes
@@ -174,6 +176,10 @@ def _translate(error: Exception, cause: BaseException | None, database: Database
         return DamagedError(f"{where} is damaged ({text}): run `lorahub db rebuild`, or restore a backup")
     if kind is ReadOnlyError:
         return ReadOnlyError(f"cannot write to {where} ({text}): check its permissions")
+    if kind is UnreachableError:
+        return UnreachableError(f"{where} cannot be reached ({text}): check the server, then try again")
+    if kind is DeniedError:
+        return DeniedError(f"{where} refuses the credentials ({text})")
     if kind is UnavailableError:
         return UnavailableError(f"{where} cannot be used ({text}): check the disk or the server, then try again")
     if isinstance(error, IntegrityError):
@@ -201,8 +207,9 @@ _POSTGRES: dict[str, type[RegistryError]] = {
     "XX001": DamagedError,
     "XX002": DamagedError,
     "53": UnavailableError,
-    "57": UnavailableError,
-    "08": UnavailableError,
-    "28": UnavailableError,
+    "53300": UnreachableError,
+    "57": UnreachableError,
+    "08": UnreachableError,
+    "28": DeniedError,
     "3D": UnavailableError,
 }

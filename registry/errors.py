@@ -7,7 +7,9 @@
     |- ConflictError       something is in the way: a taken name, an alias in use
     |  `- LockedError      another process holds the lock longer than we wait; trying again may help
     |- ReadOnlyError       the registry can be read but not written
-    |- UnavailableError    the disk is full, or the server or store cannot be reached
+    |- UnavailableError    the disk is full, or the server or store does not work
+    |  |- UnreachableError  no answer from the server or store; trying again may help
+    |  `- DeniedError       the server or store refuses the credentials
     |- NewerSchemaError    the database was written by a newer lorahub
     `- DamagedError        the database or a blob is not what it claims to be
 
@@ -50,7 +52,15 @@ class ReadOnlyError(RegistryError):
 
 
 class UnavailableError(RegistryError):
-    """The disk is full, or the database server or blob store cannot be reached."""
+    """The disk is full, or the database server or blob store does not work."""
+
+
+class UnreachableError(UnavailableError):
+    """The database server or blob store does not answer; trying again may help."""
+
+
+class DeniedError(UnavailableError):
+    """The database server or blob store refuses the credentials."""
 
 
 class NewerSchemaError(RegistryError):

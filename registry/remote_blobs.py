@@ -12,8 +12,11 @@ from uuid import uuid4
 import fsspec
 
 from registry.blobs import Blob, LocalBlobs, check_expected, check_same, copy, opened
-from registry.errors import InvalidError, NotFoundError, RegistryError, UnavailableError
+from registry.errors import DeniedError, InvalidError, NotFoundError, RegistryError, UnavailableError, UnreachableError
 from registry.records import check_sha256
+
+_WITH_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss"})
+"""Protocols of object stores: they have no folders to make, and what fsspec would make there is a bucket."""
 
 
 class RemoteBlobs:
@@ -31,13 +34,15 @@ class RemoteBlobs:
         except (ImportError, ValueError) as error:
             raise InvalidError(f"cannot open the store {url}: {' '.join(str(error).split())}") from error
         self._root = self._root.rstrip("/")
+        protocol = self._files.protocol
+        self._has_buckets = not _WITH_BUCKETS.isdisjoint((protocol,) if isinstance(protocol, str) else protocol)
 
     def put(self, source: Path | BinaryIO, *, expect: str | None = None) -> Blob:
         """See `BlobStore.put`."""
         incoming = f"{self._root}/incoming/{uuid4().hex}"
         with self._translated():
             try:
-                self._files.makedirs(f"{self._root}/incoming", exist_ok=True)
+                self._make_folder(f"{self._root}/incoming")
                 with opened(source) as reader, self._files.open(incoming, "wb") as writer:
                     sha256, size = copy(reader, cast("BinaryIO", writer))
                 check_expected(sha256, expect, source)
@@ -76,7 +81,7 @@ class RemoteBlobs:
             raise NotFoundError(f"no blob {sha256[:12]} in {self.url}: add the file again")
         target = f"{self._root}/quarantine/{sha256}-{uuid4().hex}"
         with self._translated():
-            self._files.makedirs(f"{self._root}/quarantine", exist_ok=True)
+            self._make_folder(f"{self._root}/quarantine")
             self._files.mv(self._place(sha256), target)
         self.cache.delete(sha256)
         return str(self._files.unstrip_protocol(target))
@@ -111,13 +116,17 @@ class RemoteBlobs:
         if status is not None and int(status["size"]) != size:
             self.quarantine(sha256)
         # An existing blob is moved over, same bytes for same bytes: no store but a file system can make it young again.
-        self._files.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
+        self._make_folder(place.rsplit("/", 1)[0])
         self._files.mv(incoming, place)
         self._files.invalidate_cache()
         status = self._status(sha256)
         if status is None or int(status["size"]) != size:
             raise UnavailableError(f"{self.url} does not show what was just stored: try again")
         return Blob(sha256, size, datetime.now(UTC))
+
+    def _make_folder(self, path: str) -> None:
+        if not self._has_buckets:
+            self._files.makedirs(path, exist_ok=True)
 
     def _place(self, sha256: str) -> str:
         check_sha256(sha256)
@@ -159,4 +168,10 @@ class RemoteBlobs:
             raise
         except Exception as error:  # each fsspec back end has its own error classes
             what = " ".join(str(error).split()) or type(error).__name__
-            raise UnavailableError(f"the store {self.url} cannot be used ({what}): try again") from error
+            if isinstance(error, FileNotFoundError) and self._has_buckets:
+                raise NotFoundError(
+                    f"the store {self.url} is in no bucket ({what}): make it, or mend the URL"
+                ) from error
+            if isinstance(error, PermissionError):
+                raise DeniedError(f"the store {self.url} refuses the credentials ({what})") from error
+            raise UnreachableError(f"the store {self.url} cannot be used ({what}): try again") from error

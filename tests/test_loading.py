@@ -191,3 +191,88 @@ def test_the_readme_example_in_one_line_of_python() -> None:
         optimum += float(torch.linalg.svdvals(delta.flatten(1))[2:].square().sum())
     size = sum(float(delta.square().sum()) for delta in expected.values())
     assert making.apart(expected, found) == pytest.approx((optimum / size) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.usefixtures("folder")
+def test_operands_are_made_orthogonal_to_one_of_them_or_to_another_adapter() -> None:
+    style, sharp = deltas()
+    shared = STYLE[0]
+    share = float((style[shared] * sharp[shared]).sum() / sharp[shared].square().sum())
+    apart = {**style, shared: style[shared] - share * sharp[shared]}
+    made = combine("0.8*style.safetensors + 1.0*sharp.safetensors", orthogonal_to="sharp.safetensors")
+    assert making.apart(making.mixture((0.8, apart), (1.0, sharp)), making.dense(made)) < 1e-7
+    plain = combine("0.8*style.safetensors + 1.0*sharp.safetensors")
+    assert {name: layer.rank for name, layer in made.layers.items()} == {
+        name: layer.rank for name, layer in plain.layers.items()
+    }
+    assert expression(made.recipe) == "0.8*orthogonal(style, sharp) + 1*sharp"
+    alone = combine("2*style.safetensors", orthogonal_to="./sharp.safetensors")
+    assert making.apart(making.mixture((2.0, apart)), making.dense(alone)) < 1e-7
+    spelled = combine("style.safetensors + sharp.safetensors", orthogonal_to="./sharp.safetensors")
+    assert expression(spelled.recipe) == "1*orthogonal(style, sharp) + 1*sharp"
+    with pytest.raises(UsageError, match="not orthogonal to itself"):
+        combine("2*sharp.safetensors", orthogonal_to="./sharp.safetensors")
+
+
+@pytest.mark.usefixtures("folder")
+def test_layers_are_weighed_before_operands_are_made_orthogonal() -> None:
+    style, sharp = deltas()
+    shared = STYLE[0]
+    weighed = {name: (0.5 if "attn1" in name else 1.0) * delta for name, delta in style.items()}
+    share = float((weighed[shared] * sharp[shared]).sum() / sharp[shared].square().sum())
+    made = combine(
+        "style.safetensors + sharp.safetensors",
+        weights=[("style.safetensors", "attn1", 0.5), ("sharp.safetensors", "attn1", 0.0)],
+        orthogonal_to="sharp.safetensors",
+    )
+    expected = making.mixture(
+        (1.0, {**weighed, shared: weighed[shared] - share * sharp[shared]}), (1.0, {**sharp, shared: 0 * sharp[shared]})
+    )
+    assert making.apart(expected, making.dense(made)) < 1e-7
+
+
+@pytest.mark.usefixtures("folder")
+def test_normalise_keeps_the_norm_of_the_first_operand_whatever_its_weight() -> None:
+    style, sharp = deltas()
+    expected = making.mixture((0.3, style), (1.0, sharp))
+    length, wanted = (sum(float(d.square().sum()) for d in deltas.values()) ** 0.5 for deltas in (expected, style))
+    made = combine("0.3*style.safetensors + sharp.safetensors", normalise=True)
+    assert making.apart(making.mixture((wanted / length, expected)), making.dense(made)) < 1e-7
+    assert lh.norm(made) == pytest.approx(lh.norm(load("style.safetensors")), rel=1e-9)
+    with pytest.raises(UsageError, match="is zero: no factor"):
+        combine("style.safetensors - style.safetensors", normalise=True)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_method_merges_the_weighted_operands() -> None:
+    how = {"density": 1.0, "divide": "none"}
+    weights = [("style.safetensors", "conv_in", 0.0)]
+    text = "0.8*style.safetensors - 2*sharp.safetensors"
+    made = combine(text, method="ties", settings=how, rule=lh.fixed(64), weights=weights)
+    style, sharp = deltas()
+    style["unet.conv_in"] = 0 * style["unet.conv_in"]
+    expected: dict[str, torch.Tensor] = {}
+    for name in style.keys() | sharp.keys():  # elected by the sum, added where the sign agrees
+        values = [weight * parts[name] for weight, parts in ((0.8, style), (-2.0, sharp)) if name in parts]
+        sign = sum(values[1:], start=values[0]).sign()
+        expected[name] = sum((value.where(value.sign() == sign, 0.0) for value in values), torch.zeros_like(values[0]))
+    kept = expected.copy()
+    for name, delta in expected.items():
+        u, sigma, vh = torch.linalg.svd(delta.flatten(1), full_matrices=False)
+        kept[name] = ((u[:, :64] * sigma[:64]) @ vh[:64]).reshape(delta.shape)
+    assert isinstance(made, lh.Truncated)
+    left_out = making.apart(expected, kept)
+    assert made.relative_error == pytest.approx(left_out, rel=0.02)  # a randomised SVD: near the optimum
+    assert making.apart(expected, making.dense(made)) == pytest.approx(made.relative_error, rel=1e-3)
+    with pytest.raises(UsageError, match="not low-rank"):
+        combine(text, method="ties")
+    with pytest.raises(UsageError, match="no merge method is called 'tie'"):
+        combine("nothing.safetensors", method="tie")
+    with pytest.raises(UsageError, match="addition has no settings"):
+        combine("nothing.safetensors", settings={"density": 0.5})
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_under_two_names_is_one_adapter_for_a_method_too() -> None:
+    twice = combine("style.safetensors + ./style.safetensors", method="iso_c", rule=lh.fixed(4))
+    assert expression(twice.recipe) == "merge(style, method=iso_c, weights=[2.0], rule=fixed(4))"

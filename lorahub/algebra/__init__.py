@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorahub.algebra.adapter import Adapter, weighted
-from lorahub.algebra.geometry import cosine, gram, inner, layer_grams, norm, project
+from lorahub.algebra.geometry import cosine, gram, inner, layer_grams, norm, normalised, orthogonal, project
 from lorahub.algebra.lowrank import Block, LowRank
 from lorahub.algebra.ranks import RankRule, budget, energy, fixed, relative
 from lorahub.algebra.truncate import LayerReport, Truncated, spectrum, truncate
@@ -23,6 +23,8 @@ __all__ = [
     "inner",
     "layer_grams",
     "norm",
+    "normalised",
+    "orthogonal",
     "project",
     "relative",
     "spectrum",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
+from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
 CHUNK_ROWS = 1280
@@ -132,3 +134,40 @@ def project(adapter: Adapter, onto: Adapter) -> Adapter:
     if float(matrix[1, 1]) <= 0:
         raise UsageError("cannot project onto a zero adapter")
     return onto * (float(matrix[0, 1]) / float(matrix[1, 1]))
+
+
+def orthogonal(adapter: Adapter, to: Adapter) -> Adapter:
+    """The part of `adapter` that is at right angles to `to` in every layer l: A_l - (<A_l, T_l> / <T_l, T_l>) · T_l.
+
+    Stricter than `adapter - project(adapter, to)`, which lets layers that point along `to` and against it cancel. Exact;
+    a layer's rank grows by that of T_l. Layers (and offsets) that one of the two lacks stay as they are.
+    Raises UsageError when `to` is zero, and what `gram` raises.
+    """
+    grams = layer_grams([adapter, to])
+    if float(sum(grams.values(), start=_offset_gram([adapter, to]))[1, 1]) <= 0:
+        raise UsageError(f"{to.name} is zero: no direction is at right angles to it")
+    layers, offsets = dict(adapter.layers), dict(adapter.offsets)
+    for name in adapter.layers.keys() & to.layers.keys():
+        along, square = float(grams[name][0, 1]), float(grams[name][1, 1])
+        if square > 0:
+            layers[name] = layers[name] - (along / square) * to.layers[name]
+    for name in adapter.offsets.keys() & to.offsets.keys():
+        mine, theirs = adapter.offsets[name].double(), to.offsets[name].double()
+        square = float(theirs @ theirs)
+        if square > 0:
+            offsets[name] = (mine - (float(mine @ theirs) / square) * theirs).float()
+    recipe = Step("orthogonal", {}, (adapter.recipe, to.recipe))
+    return Adapter(adapter.base, layers, offsets, adapter.embeddings, recipe)
+
+
+def normalised(adapter: Adapter, length: float) -> Adapter:
+    """The adapter scaled so that its norm is `length`. Raises UsageError for a zero adapter, and what `norm` raises."""
+    own = norm(adapter)
+    if own == 0:
+        raise UsageError(f"{adapter.name} is zero: no factor gives it a length")
+    return rescaled(adapter, length / own)
+
+
+def rescaled(adapter: Adapter, factor: float) -> Adapter:
+    """`normalised` by a factor that is known."""
+    return replace(adapter * factor, recipe=Step("normalised", {"factor": factor}, (adapter.recipe,)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lorahub.expression import quote, render
 
@@ -79,11 +80,14 @@ def sources(recipe: Recipe) -> Iterator[Source]:
 
 
 def coefficients(recipe: Recipe) -> list[tuple[float, Source]]:
-    """Every source, once, with what it is multiplied by in all the sums around it; other steps count as 1."""
+    """Every source, once, with what it is multiplied by in all the sums, merges and scalings around it.
+
+    What only gives a direction (`orthogonal`) counts as 0, an operand of any other step as 1.
+    """
     if isinstance(recipe, Source):
         return [(1.0, recipe)]
     found: list[tuple[float, Source]] = []
-    for share, part in recipe.terms if isinstance(recipe, Sum) else [(1.0, part) for part in recipe.of]:
+    for share, part in recipe.terms if isinstance(recipe, Sum) else _shares(recipe):
         for weight, source in coefficients(part):
             known = next((i for i, (_, other) in enumerate(found) if other == source), None)
             if known is None:
@@ -91,6 +95,18 @@ def coefficients(recipe: Recipe) -> list[tuple[float, Source]]:
             else:
                 found[known] = (found[known][0] + share * weight, source)
     return found
+
+
+def _shares(step: Step) -> list[tuple[float, Recipe]]:
+    """The operands of a step, with what it multiplies them by."""
+    shares: Any = [1.0] * len(step.of)
+    if step.operation == "merge":
+        shares = step.settings["weights"]
+    elif step.operation == "normalised":
+        shares = [step.settings["factor"]]
+    elif step.operation == "orthogonal":
+        shares = [1.0, 0.0]
+    return list(zip(shares, step.of, strict=True))
 
 
 def expression(recipe: Recipe) -> str:

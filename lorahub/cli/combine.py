@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import click
 
 from lorahub.cli import made, options, output
 
+_ASKED = ("weights", "orthogonal_to", "normalise", "settings", "base", "allow_pickle")
 _NEGATED = re.compile(r"-(\s|[\d.]+\s*\*|[^-].*\s[+-]\s)")
 
 
@@ -32,16 +34,31 @@ class _Combine(click.Command):
     metavar="ADAPTER REGEX W",
     help="Multiply an adapter's layers whose name matches REGEX by W; ADAPTER as in the expression, or '*'.",
 )
+@click.option(
+    "--method", metavar="NAME", help="Merge instead of adding: ties, dare_ties, knots_ties ... (`lorahub methods`)."
+)
+@options.settings_option("A setting of the method, such as density=0.3; may be repeated.")
+@click.option(
+    "--orthogonal-to",
+    metavar="REF",
+    type=options.Reference(),
+    help="First take the direction of this adapter out of every other one, layer by layer.",
+)
+@click.option("--normalise", is_flag=True, help="Scale the result to the norm of the first adapter at weight 1.")
 @options.base_option
 @options.device_option
 @options.pickle_option
 @options.json_option
-def command(expression: str, as_json: bool, **given: object) -> None:
+def command(expression: str, as_json: bool, **given: Any) -> None:
     """Add, subtract and scale adapters: EXPRESSION is like "0.8*style + 1.0*lcm".
 
     Exact, whatever the formats and ranks of the inputs; without a rank rule the ranks add up. + and - need
     spaces around them; a path with spaces is quoted. What the operands are is checked first (see `compatible`):
     doubts are warnings; what should not be added (two acceleration vectors at full weight) needs --force.
+
+    --method merges in a way that addition cannot express. Most methods have a result of full rank, so they need a rank
+    rule; what the reduction leaves out is reported. --orthogonal-to keeps an operand from weakening another:
+    REF, an operand or any adapter, stays as it is, and the others lose what they have in common with it.
 
     \b
     Examples:
@@ -49,18 +66,22 @@ def command(expression: str, as_json: bool, **given: object) -> None:
       lorahub combine "style - 0.5*'my blur.safetensors'" -o sharp.safetensors --max-size 100MB
       lorahub combine "0.8*papercut@prod + 1.0*lcm:2" --name fast-papercut --tag fast --rank 64
       lorahub combine "a + b" -o c.safetensors --weight a "down_blocks" 0.5 --weight b "attn2" 0
+      lorahub combine "a + b + c" -o d.safetensors --method ties -s density=0.3 --rank 64 --normalise
+      lorahub combine "0.8*style + 1.0*lcm" -o fast.safetensors --orthogonal-to lcm
     """
+    if given["settings"] and given["method"] is None:
+        raise click.UsageError("-s sets something of a method: name one with --method")
     with output.progress("combining") as advance:
-        from lorahub.loading import combine
-        from lorahub.making import Wish
+        from lorahub.loading import combination
+        from lorahub.making import LINEAR, Wish
         from lorahub.workspace.operands import check_operands
 
-        weights, base, allow_pickle = (given.pop(name) for name in ("weights", "base", "allow_pickle"))
+        how = {name: given.pop(name) for name in _ASKED}
         where = {"path": given.pop("output"), "name": given.pop("name"), "tags": given.pop("tags")}
-        wish = Wish(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-        adapter = combine(expression, base=base, weights=weights, allow_pickle=allow_pickle)  # type: ignore[arg-type]
-        doubts = check_operands(adapter.recipe, force=wish.force)
-        result = made.produce("combine", adapter, wish, **where, progress=advance)  # type: ignore[arg-type]
+        asked = combination(expression, method=given.pop("method") or LINEAR, **how)
+        wish = Wish(**{name: value for name, value in given.items() if value is not None})
+        doubts = check_operands(asked.planned.recipe, force=wish.force)
+        result = made.produce("combine", asked, wish, **where, progress=advance)
     for doubt in doubts:
         click.echo(f"Warning: {output.one_line(doubt.message)}", err=True)
     output.emit(result, made.as_lines, as_json)

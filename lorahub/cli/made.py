@@ -10,12 +10,12 @@ from lorahub.cli.output import human_size
 
 if TYPE_CHECKING:
     from lorahub.algebra.adapter import Adapter
-    from lorahub.making import Made, Wish
+    from lorahub.making import Combination, Made, Wish
 
 
 def produce(
     command: str,
-    adapter: Adapter,
+    adapter: Adapter | Combination,
     wish: Wish,
     *,
     path: str | None,
@@ -44,6 +44,7 @@ def as_result(command: str, made: Made) -> dict[str, Any]:
     saved["output"] = str(saved.pop("path"))
     del saved["error"]  # part of read_back_error
     ranks = facts.pop("ranks")
+    del facts["recipe"]  # the expression says it
     return {"command": command, **saved, **facts, "rank_min": ranks[0], "rank_max": ranks[1]}
 
 
@@ -57,8 +58,13 @@ def as_lines(result: dict[str, Any]) -> list[str]:
         f"{where}: {result['base']}, {result['format']}, {result['dtype']}, {human_size(result['size'])}",
         f"  {result['layers']} layers, {rank}{before}",
     ]
+    if result["method"] != "linear":
+        settings = ", ".join(f"{name} {value}" for name, value in result["settings"].items())
+        lines.append(f"  merged by {result['method']}{f' ({settings})' if settings else ''}")
     if result["rule"]:
         lines.append(f"  {result['rule']} leaves out {result['relative_error']:.3%} of the norm")
+    if result["factor"] is not None:
+        lines.append(f"  scaled by {result['factor']:.4g} to the norm of the first adapter")
     lines.append(
         f"  read back and compared: ΔW differs by {result['read_back_error']:.1e} of its norm ({result['dtype']} rounding)"
     )

@@ -102,6 +102,20 @@ class Weight(click.ParamType[float]):
         return number
 
 
+class Setting(click.ParamType[tuple[str, str]]):
+    """`name=value`, checked where it is known which settings there are."""
+
+    name = "setting"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = str(value).partition("=")
+        if not (name.strip() and equals):
+            self.fail(f"{value!r} is no setting: expected NAME=VALUE", param, ctx)
+        return name.strip(), text.strip()
+
+
 class Size(click.ParamType[int]):
     """A number of bytes: 800000, 100MB (10^6), 64MiB (2^20)."""
 
@@ -156,6 +170,28 @@ def rank_options(command: _Command) -> _Command:
         metavar = {"energy": "SHARE", "relative": "ERROR", "rank": "N"}.get(name)
         command = click.option(_RULES[name], type=type, metavar=metavar, help=help, callback=_only_rule)(command)
     return command
+
+
+def settings_option(help: str) -> Callable[[_Command], _Command]:
+    """`-s NAME=VALUE`, repeated; a dictionary, in which no name comes twice."""
+    return click.option(
+        "-s",
+        "--setting",
+        "settings",
+        type=Setting(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_each_once,
+        help=help,
+    )
+
+
+def _each_once(context: click.Context, option: click.Parameter, value: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    settings = dict(value)
+    if len(settings) < len(value):
+        twice = next(name for name, _ in value if sum(other == name for other, _ in value) > 1)
+        raise click.BadParameter(f"{twice} is given twice", context, option)
+    return settings
 
 
 def rule_is_given(given: dict[str, object]) -> bool:

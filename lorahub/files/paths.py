@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from lorahub.errors import FileFormatError, NotFoundError, UsageError
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-_WEIGHT_NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+PEFT_WEIGHTS = "adapter_model.safetensors"
+_WEIGHT_NAMES = (PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")
+_COMPONENT = re.compile(r"(unet|transformer|text_encoder)(_\d)?")
+"""Folders of PEFT weights that have such names, side by side, are one adapter."""
 
 
 def find_weights(path: Path) -> list[Path]:
@@ -33,6 +37,14 @@ def find_weights(path: Path) -> list[Path]:
     if files:
         raise UsageError(f"{path} holds {len(files)} adapters: name one, such as {files[0]}")
     raise NotFoundError(f"{path} holds no adapter: expected one of {', '.join(_WEIGHT_NAMES)} or a .safetensors file")
+
+
+def is_one_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter itself (of PEFT, perhaps of several components), instead of holding adapters."""
+    if (folder / PEFT_WEIGHTS).is_file():
+        return True
+    parts = [path.parent.name for path in folder.glob(f"*/{PEFT_WEIGHTS}")]
+    return bool(parts) and all(_COMPONENT.fullmatch(part) for part in parts)
 
 
 def display_name(path: Path) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import cast
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.recipe import Source, Step, Sum, expression, sources, to_json
+from lorahub.algebra.recipe import Recipe, Source, Step, Sum, expression, sources, to_json
 from lorahub.files.inspecting import PROVENANCE_KEY
 
 _KEPT_PREFIXES = ("ss_", "modelspec.")
@@ -53,33 +54,48 @@ def metadata(adapter: Adapter, output: Mapping[str, object] | None = None) -> di
 def provenance(adapter: Adapter, output: Mapping[str, object] | None = None) -> dict[str, object]:
     """The provenance of an adapter as JSON-ready values; `schema` counts changes of its shape."""
     recipe = adapter.recipe
+    method, weights = _how(recipe)
     return {
         "schema": 1,
         "tool": f"lorahub {tool_version()}",
         "expression": expression(recipe),
         "base": adapter.base,
         "output": dict(output or {}),
-        "method": "linear",
-        "settings": _settings(adapter),
-        "weights": [weight for weight, _ in _terms(adapter)],
+        "method": method,
+        "settings": _settings(recipe),
+        "weights": weights,
         "recipe": to_json(recipe),
         "parents": [_parent(parent) for parent in _parents(adapter)],
     }
 
 
-def _terms(adapter: Adapter) -> list[tuple[float, object]]:
-    """The terms of the (innermost) sum that the adapter is."""
-    recipe = adapter.recipe
-    while isinstance(recipe, Step) and len(recipe.of) == 1:
+def _core(recipe: Recipe) -> Recipe:
+    """Where the operands became one: a sum, a merge, a step on several, or the one source."""
+    while isinstance(recipe, Step) and recipe.operation != "merge" and len(recipe.of) == 1:
         recipe = recipe.of[0]
-    return list(recipe.terms) if isinstance(recipe, Sum) else [(1.0, recipe)]
+    return recipe
 
 
-def _settings(adapter: Adapter) -> dict[str, object]:
+def _how(recipe: Recipe) -> tuple[str, list[object]]:
+    """(the method by which the operands became one, what each was multiplied by first)"""
+    core = _core(recipe)
+    if isinstance(core, Step) and core.operation == "merge":
+        return str(core.settings["method"]), list(cast("list[object]", core.settings["weights"]))
+    return "linear", [weight for weight, _ in core.terms] if isinstance(core, Sum) else [1.0]
+
+
+def _settings(recipe: Recipe) -> dict[str, object]:
+    """Step -> its settings, from the core outwards; what `_how` says of a merge is left out."""
     settings: dict[str, object] = {}
-    recipe = adapter.recipe
+    core = _core(recipe)
     while isinstance(recipe, Step):
-        settings = {recipe.operation: dict(recipe.settings), **settings}
+        told = ("method", "weights") if recipe.operation == "merge" else ()
+        settings = {
+            recipe.operation: {name: value for name, value in recipe.settings.items() if name not in told},
+            **settings,
+        }
+        if recipe is core:
+            break
         recipe = recipe.of[0]
     return settings
 

@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +108,31 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return memoryview(array)
 
 
-@contextlib.contextmanager
-def replacing(target: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary path beside `target` that takes its place when the block ends well, and vanishes when it does not.
+def _of_adapter(path: Path) -> bool:
+    return path.name in ("adapter_model.safetensors", "adapter_config.json")
 
-    Works for files and folders. Raises ConflictError when the target exists and `force` is off (also when it appears
-    meanwhile), NotFoundError when the folder to write in is missing, LorahubError when it cannot be written (disk full).
-    """
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Raises at once what `replacing` would raise for a target as it is; for before long work."""
     if not target.parent.is_dir():
         raise NotFoundError(f"no such folder: {target.parent}")
     if os.path.lexists(target) and not force:
         raise _exists(target)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, force: bool, replaceable: Callable[[Path], bool] = _of_adapter) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place when the block ends well, and vanishes when it does not.
+
+    Works for files and folders; `replaceable` says which files of an existing folder may go with it. Raises
+    ConflictError when the target exists and `force` is off (also when it appears meanwhile) and when a folder holds other
+    files, NotFoundError when the folder to write in is missing, LorahubError when it cannot be written (disk full).
+    """
+    check_target(target, force=force)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _move(temporary, target, force)
+        _move(temporary, target, force, replaceable)
         sync_folder(target.parent)
     except OSError as error:
         raise LorahubError(f"cannot write {target}: {error.strerror or error}") from error
@@ -130,9 +140,9 @@ def replacing(target: Path, *, force: bool) -> Iterator[Path]:
         _discard(temporary)
 
 
-def _move(temporary: Path, target: Path, force: bool) -> None:
+def _move(temporary: Path, target: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
     if temporary.is_dir():
-        _move_folder(temporary, target, force)
+        _move_folder(temporary, target, force, replaceable)
     elif not force:
         _link_or_refuse(temporary, target)
     elif target.is_dir():
@@ -141,13 +151,13 @@ def _move(temporary: Path, target: Path, force: bool) -> None:
         temporary.replace(target)
 
 
-def _move_folder(temporary: Path, target: Path, force: bool) -> None:
+def _move_folder(temporary: Path, target: Path, force: bool, replaceable: Callable[[Path], bool]) -> None:
     """Renaming cannot exchange folders, so the old one steps aside, and comes back when the new one cannot be named."""
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
     if os.path.lexists(target):
         if not force:
             raise _exists(target)
-        _refuse_strangers(target)
+        _refuse_strangers(target, replaceable)
         target.rename(old)
     try:
         temporary.rename(target)
@@ -160,11 +170,13 @@ def _move_folder(temporary: Path, target: Path, force: bool) -> None:
     _discard(old)
 
 
-def _refuse_strangers(folder: Path) -> None:
-    """Overwriting a folder deletes it, so it must hold an adapter and nothing else."""
+def _refuse_strangers(folder: Path, replaceable: Callable[[Path], bool]) -> None:
+    """Overwriting a folder deletes it, so it must hold nothing but what is replaced."""
     for path in folder.rglob("*"):
-        if not path.is_dir() and path.name not in ("adapter_model.safetensors", "adapter_config.json"):
-            raise ConflictError(f"{folder} holds more than an adapter ({path.name}): choose another name, or delete it")
+        if not path.is_dir() and not replaceable(path):
+            raise ConflictError(
+                f"{folder} also holds {path.name}, which would be lost: choose another name, or delete it"
+            )
 
 
 def _link_or_refuse(temporary: Path, target: Path) -> None:

@@ -20,7 +20,7 @@ from lorahub.errors import UsageError
 from lorahub.files.inspecting import inspect
 from lorahub.files.paths import find_weights
 from lorahub.files.saving import default_format
-from lorahub.making import Made, Wish, make
+from lorahub.making import Combination, Made, Wish, make
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.errors import translated
 from lorahub.workspace.facts import full_facts
@@ -42,7 +42,7 @@ class Composed:
 
 def compose(
     workspace: Workspace,
-    adapter: Adapter,
+    adapter: Adapter | Combination,
     name: str,
     wish: Wish,
     *,
@@ -75,7 +75,7 @@ def check_name(name: str) -> None:
 
 def _written(
     workspace: Workspace,
-    adapter: Adapter,
+    adapter: Adapter | Combination,
     name: str,
     wish: Wish,
     path: Path,
@@ -86,7 +86,7 @@ def _written(
     made = make(adapter, path, wish, progress=progress)
     found = full_facts(path)
     document = inspect(path)[0].provenance or {}
-    terms = list(parents(adapter.recipe))
+    terms = list(parents(made.recipe))
     facts = _facts(workspace, found.facts, terms, made.expression)
     recipe = RecipeRecord(
         method=str(document["method"]),

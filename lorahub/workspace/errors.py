@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lorahub.errors import ConflictError, LorahubError, NotFoundError, PartialError, UsageError, VerificationError
+from lorahub.errors import (
+    AuthError,
+    ConflictError,
+    LorahubError,
+    NetworkError,
+    NotFoundError,
+    PartialError,
+    UsageError,
+    VerificationError,
+)
 from registry import errors as registry
 
 _OURS: tuple[tuple[type[registry.RegistryError], type[LorahubError]], ...] = (
@@ -15,6 +24,8 @@ _OURS: tuple[tuple[type[registry.RegistryError], type[LorahubError]], ...] = (
     (registry.ConflictError, ConflictError),
     (registry.NewerSchemaError, ConflictError),
     (registry.DamagedError, VerificationError),
+    (registry.UnreachableError, NetworkError),
+    (registry.DeniedError, AuthError),
 )
 
 

@@ -28,7 +28,7 @@ def check_operands(recipe: Recipe, *, force: bool = False) -> list[Finding]:
     terms = coefficients(recipe)
     with configured() if any(source.reference for _, source in terms) else nullcontext() as workspace:
         for weight, source in terms:
-            if not source.path or Path(source.path).suffix in PICKLE_SUFFIXES:
+            if weight == 0 or not source.path or Path(source.path).suffix in PICKLE_SUFFIXES:
                 continue
             try:
                 found = profile(workspace, source.reference or source.path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lorahub import header
 from lorahub.algebra.adapter import Adapter, weighted
+from lorahub.algebra.geometry import orthogonal, rescaled
 from lorahub.algebra.ranks import RankRule, energy, fixed, relative
 from lorahub.algebra.recipe import Source
 from lorahub.algebra.truncate import truncate
@@ -26,6 +27,7 @@ from lorahub.files.loading import load_path
 from lorahub.files.provenance import tool_version
 from lorahub.files.saving import DTYPES, Saved, file_budget, save
 from lorahub.files.store import replacing
+from lorahub.making import Combination
 from lorahub.references import existing, find, reads_as_registry
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.errors import translated
@@ -78,13 +80,22 @@ def replay(
             if not parts:
                 raise FileFormatError("the recipe is an empty sum")
             return sum(parts[1:], start=parts[0])
-        operand, settings = again(node["of"][0]), node["settings"]
-        if node["step"] == "weighted":
+        step, settings = node["step"], node["settings"]
+        operand, *others = [again(part) for part in node["of"]]
+        if step == "weighted":
             return weighted(operand, {str(pattern): float(weight) for pattern, weight in settings["weights"]})
-        if node["step"] == "truncate":
+        if step == "orthogonal":
+            return orthogonal(operand, *others)
+        if step == "normalised":
+            return rescaled(operand, float(settings["factor"]))
+        if step == "truncate":
             rule = _rule(str(settings["rule"]), operand, format, dtype)
             return truncate(operand, rule, dtype=DTYPES[dtype], progress=progress)
-        raise FileFormatError(f"the recipe has a step {str(node['step'])!r}, which this lorahub cannot replay")
+        if step == "merge":
+            asked = _asked([operand, *others], settings)
+            ranks = _rule(str(settings["rule"]), asked.planned, format, dtype) if "rule" in settings else None
+            return asked.reduced(ranks, dtype=DTYPES[dtype], progress=progress)
+        raise FileFormatError(f"the recipe has a step {str(step)!r}, which this lorahub cannot replay")
 
     try:
         return again(recipe)
@@ -172,10 +183,17 @@ class _Sources:
             if isinstance(parent, Mapping)
         }
         self.used: dict[str, str] = {}
+        self._loaded: dict[tuple[str, str], Adapter] = {}
+        """Kept, because factors that a recipe names twice are gathered in a sum only where they are the same in memory."""
 
     def __call__(self, name: str, data_sha256: str) -> Adapter:
         if not data_sha256:
             raise NotFoundError(f"the parent {name!r} was made in memory: there is no file to find it by")
+        if (name, data_sha256) not in self._loaded:
+            self._loaded[name, data_sha256] = self._load(name, data_sha256)
+        return self._loaded[name, data_sha256]
+
+    def _load(self, name: str, data_sha256: str) -> Adapter:
         parts = [self._part(name, sha256) for sha256 in data_sha256.split("+")]
         self.used[name] = data_sha256
         whole = sum(parts[1:], start=parts[0])
@@ -237,6 +255,13 @@ def _output(document: Json) -> Json:
     if not isinstance(output, Mapping) or output.get("dtype") not in DTYPES or "format" not in output:
         raise FileFormatError("the recipe does not say in what format and dtype the file was written")
     return {"drop": (), **output}
+
+
+def _asked(adapters: Sequence[Adapter], settings: Json) -> Combination:
+    """What a recorded merge asked for."""
+    weights = [float(weight) for weight in settings["weights"]]
+    given = {name: value for name, value in settings.items() if name not in ("method", "weights", "rule")}
+    return Combination(list(zip(weights, adapters, strict=True)), str(settings["method"]), given)
 
 
 def _rule(text: str, adapter: Adapter, format: str, dtype: str) -> RankRule:

@@ -8,8 +8,20 @@ import math
 import pytest
 import torch
 
-from lorahub.algebra import Adapter, LowRank, cosine, gram, inner, layer_grams, norm, project
+from lorahub.algebra import (
+    Adapter,
+    LowRank,
+    cosine,
+    gram,
+    inner,
+    layer_grams,
+    norm,
+    normalised,
+    orthogonal,
+    project,
+)
 from lorahub.algebra.geometry import CHUNK_ROWS, layer_gram, product
+from lorahub.algebra.recipe import coefficients, expression, sources
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
 from .making import adapter, dense, flat, random_layer, reloaded, single, with_spectrum
@@ -151,3 +163,60 @@ def test_products_are_summed_in_chunks_without_losing_rows(rows: int) -> None:
 def test_no_layers_at_all_make_a_gram_matrix_of_zeros() -> None:
     assert layer_gram([LowRank((3, 4), ()), LowRank((3, 4), ())]).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert gram([adapter(), adapter()]).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def with_offsets(value: Adapter, **offsets: list[float]) -> Adapter:
+    return dataclasses.replace(value, offsets={name: torch.tensor(numbers) for name, numbers in offsets.items()})
+
+
+def test_orthogonal_takes_the_direction_out_of_every_layer() -> None:
+    style, lcm, _ = three()
+    style = style + 0.1 * adapter("more", q=lcm.layers["unet.q"])
+    apart = orthogonal(style, lcm)
+    a, b = style.layers["unet.q"].dense(torch.float64), lcm.layers["unet.q"].dense(torch.float64)
+    expected = a - (a * b).sum() / b.square().sum() * b
+    torch.testing.assert_close(apart.layers["unet.q"].dense(torch.float64), expected, rtol=1e-6, atol=1e-6)
+    for matrix in layer_grams([apart, lcm]).values():
+        assert abs(float(matrix[0, 1])) <= 1e-6 * float(matrix[0, 0] * matrix[1, 1]) ** 0.5
+    assert apart.layers["unet.conv"] is style.layers["unet.conv"]
+    assert apart.layers.keys() == style.layers.keys()
+    assert orthogonal(style, -3 * lcm).layers["unet.q"].rank == apart.layers["unet.q"].rank
+
+
+def test_orthogonal_and_the_sum_keep_shared_factors_once() -> None:
+    style, lcm, _ = three()
+    ranks = {name: layer.rank for name, layer in (style + lcm).layers.items()}
+    assert {name: layer.rank for name, layer in (orthogonal(style, lcm) + lcm).layers.items()} == ranks
+
+
+def test_orthogonal_of_offsets_and_of_a_zero_direction() -> None:
+    style, lcm, _ = three()
+    style, lcm = with_offsets(style, bias=[1.0, 1.0], other=[2.0]), with_offsets(lcm, bias=[2.0, 0.0])
+    apart = orthogonal(style, lcm)
+    assert apart.offsets["bias"].tolist() == [0.0, 1.0]
+    assert apart.offsets["other"].tolist() == [2.0]
+    with pytest.raises(BaseMismatchError, match="bias has different lengths"):
+        orthogonal(style, with_offsets(lcm, bias=[1.0]))
+    with pytest.raises(UsageError, match="is zero: no direction"):
+        orthogonal(style, 0 * lcm)
+    with pytest.raises(BaseMismatchError):
+        orthogonal(style, adapter("sdxl", base="sdxl", q=lcm.layers["unet.q"]))
+
+
+def test_normalised_has_the_length_that_was_asked_for() -> None:
+    style, lcm, blur = three()
+    mixed = normalised(style + lcm, norm(blur))
+    assert norm(mixed) == pytest.approx(norm(blur), rel=1e-9)
+    assert cosine(mixed, style + lcm) == pytest.approx(1.0)
+    with pytest.raises(UsageError, match="is zero"):
+        normalised(style - style, 1.0)
+
+
+def test_recipes_of_both_say_what_each_source_counts() -> None:
+    style, lcm, _ = three()
+    mixed = 0.8 * orthogonal(style, lcm) + 0.5 * lcm
+    assert [(weight, source.name) for weight, source in coefficients(mixed.recipe)] == [(0.8, "style"), (0.5, "lcm")]
+    double = normalised(mixed, 2 * norm(mixed))
+    assert [weight for weight, _ in coefficients(double.recipe)] == pytest.approx([1.6, 1.0])
+    assert expression(double.recipe) == "normalised(0.8*orthogonal(style, lcm) + 0.5*lcm, factor=2.0)"
+    assert [source.name for source in sources(double.recipe)] == ["style", "lcm", "lcm"]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lorahub.algebra import Adapter
-from lorahub.algebra.recipe import Recipe, Source, Step, Sum, combine, expression, sources, to_json
+from lorahub.algebra.recipe import Recipe, Source, Step, Sum, coefficients, combine, expression, sources, to_json
 from lorahub.expression import Term, parse
 
 A, B, C = (Source(name, f"hash of {name}") for name in ("a", "b", "c"))
@@ -92,3 +92,9 @@ def test_json_holds_everything_but_the_metadata_of_sources() -> None:
         "settings": {"rule": "fixed(64)"},
         "of": [{"sum": [[0.5, {"source": "a", "data_sha256": "cafe"}]]}],
     }
+
+
+def test_what_a_merge_multiplies_its_operands_by_counts() -> None:
+    merged = Step("merge", {"method": "ties", "weights": [0.5, 2.0], "density": 0.3}, (A, Sum(((3.0, B), (1.0, A)))))
+    scaled = Step("normalised", {"factor": 2.0}, (Step("truncate", {"rule": "fixed(4)"}, (merged,)),))
+    assert coefficients(scaled) == [(5.0, A), (12.0, B)]

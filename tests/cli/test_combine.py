@@ -165,3 +165,80 @@ def test_adapters_of_different_bases_are_not_mixed(folder: Path, refused: Callab
     adapters.write(folder / "sd2.safetensors", sd2)
     message = refused(1, "combine", "style.safetensors + sd2.safetensors", "-o", "out.safetensors")
     assert message.startswith("cannot add 'style' (sd15) and 'sd2' (sd2): adapters of different bases")
+
+
+def test_a_method_merges_and_says_what_the_reduction_left_out(folder: Path, run: Run) -> None:
+    """2 * style - lcm is 4 - 1, 2, -2 and -0.5 on the diagonal; only the first has two signs, and + is elected."""
+    method = ["--method", "ties", "-s", "density=1"]
+    result = run("combine", "2*style.safetensors - lcm.safetensors", "-o", "c.safetensors", *method, "--rank", "4")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(
+        r"c\.safetensors: sd15, kohya, fp16, [\d.]+ kB\n"
+        r"  12 layers, rank 4 \(was 320\)\n"
+        r"  merged by ties \(density 1\.0, elect sum, divide count\)\n"
+        r"  fixed\(4\) leaves out 0\.\d{3}% of the norm\n"
+        r"  read back and compared: ΔW differs by \d\.\de-0\d of its norm \(fp16 rounding\)\n",
+        result.stdout,
+    )
+    assert adapters.diagonals(folder / "c.safetensors") == [pytest.approx([4, 2, -2, -0.5, 0], abs=5e-3)] * 12
+    small = [*method, "--rank", "1", "--dtype", "fp32", "--json"]
+    facts = json.loads(run("combine", "2*style.safetensors - lcm.safetensors", "-o", "d.safetensors", *small).stdout)
+    assert facts["method"] == "ties"
+    assert facts["settings"] == {"density": 1.0, "elect": "sum", "divide": "count"}
+    assert facts["relative_error"] == pytest.approx(math.sqrt(8.25 / 24.25), rel=1e-3)
+    assert facts["expression"].startswith("merge(style, lcm, method=ties, weights=[2.0, -1.0], density=1.0")
+
+
+def test_blocks_are_weighed_before_they_are_merged(folder: Path, run: Run) -> None:
+    weights = ["--weight", "lcm.safetensors", "attn2", "0"]
+    method = ["--method", "ties", "-s", "density=1", "-s", "divide=none", "--rank", "4", "--dtype", "fp32"]
+    result = run("combine", "style.safetensors + lcm.safetensors", "-o", "c.safetensors", *method, *weights)
+    assert result.exit_code == 0, result.output
+    for module, diagonal in zip(adapters.LAYERS, adapters.diagonals(folder / "c.safetensors"), strict=True):
+        expected = [2, 1, 0, 0, 0] if "attn2" in module else [3, 1, 2, 0.5, 0]
+        assert diagonal == pytest.approx(expected, abs=2e-3), module
+
+
+def test_normalise_keeps_the_norm_of_the_first_adapter(folder: Path, run: Run) -> None:
+    result = run("combine", EXPRESSION, "-o", "c.safetensors", "--normalise", "--rank", "2", "--dtype", "fp32")
+    factor = math.sqrt(5 / (2.6**2 + 2**2))
+    assert f"  scaled by {factor:.4g} to the norm of the first adapter" in result.stdout.splitlines()
+    assert adapters.diagonals(folder / "c.safetensors") == [pytest.approx([2.6 * factor, 0, 2 * factor, 0, 0])] * 12
+    whole = run("combine", EXPRESSION, "-o", "d.safetensors", "--normalise", "--json")
+    assert json.loads(whole.stdout)["factor"] == pytest.approx(math.sqrt(5 / 11.65))
+    assert json.loads(whole.stdout)["method"] == "linear"
+
+
+def test_orthogonal_to_an_operand_and_to_another_adapter(folder: Path, run: Run) -> None:
+    share = 2 / 5.25  # of lcm in style: <style, lcm> / <lcm, lcm>
+    arguments = ["-o", "c.safetensors", "--orthogonal-to", "lcm.safetensors", "--dtype", "fp32"]
+    result = run("combine", EXPRESSION, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "  12 layers, rank 5" in result.stdout.splitlines()
+    lcm = 1 - 0.8 * share
+    expected = [1.6 + lcm, 0.8, 2 * lcm, 0.5 * lcm, 0]
+    assert adapters.diagonals(folder / "c.safetensors") == [pytest.approx(expected, abs=1e-5)] * 12
+    assert run("combine", "style.safetensors", *arguments, "--force").exit_code == 0
+    expected = [2 - share, 1, -2 * share, -0.5 * share, 0]
+    assert adapters.diagonals(folder / "c.safetensors") == [pytest.approx(expected, abs=1e-5)] * 12
+    compared = json.loads(run("compare", "c.safetensors", "lcm.safetensors", "--json").stdout)
+    assert abs(compared["cosine"]) < 1e-6
+
+
+def test_refusals_of_methods(folder: Path, refused: Callable[..., str], misused: Callable[..., str]) -> None:
+    def combine(*arguments: str) -> tuple[str, ...]:
+        return ("combine", EXPRESSION, "-o", "out.safetensors", *arguments)
+
+    known = refused(2, *combine("--method", "tie", "--rank", "4"))
+    assert known.startswith("no merge method is called 'tie'; expected one of ties, ")
+    unknown = refused(2, *combine("--method", "ties", "-s", "densty=0.3", "--rank", "4"))
+    assert unknown == "ties has no setting 'densty'; its settings are density, elect, divide"
+    wrong = refused(2, *combine("--method", "ties", "-s", "density=1.5", "--rank", "4"))
+    assert wrong == "ties: density must be a number in (0, 1], got '1.5'"
+    assert "not low-rank" in refused(2, *combine("--method", "ties"))
+    assert "name one with --method" in misused(*combine("-s", "density=0.3"))
+    assert "expected NAME=VALUE" in misused(*combine("--method", "ties", "-s", "density"))
+    assert "density is given twice" in misused(*combine("--method", "ties", "-s", "density=1", "-s", "density=0.5"))
+    assert refused(4, *combine("--orthogonal-to", "nothing.safetensors")).startswith("no adapter 'nothing.safetensors'")
+    alone = ("combine", "lcm.safetensors", "-o", "out.safetensors", "--orthogonal-to", "lcm.safetensors")
+    assert "not orthogonal to itself" in refused(2, *alone)

@@ -14,7 +14,7 @@ import lorahub
 from lorahub.algebra.recipe import to_json
 from lorahub.errors import ConflictError, FileFormatError, NotFoundError, VerificationError
 from lorahub.files.inspecting import inspect
-from lorahub.loading import combine
+from lorahub.loading import combination, combine
 from lorahub.making import Wish, make
 from lorahub.workspace.adding import add
 from lorahub.workspace.composing import compose
@@ -50,6 +50,55 @@ def test_every_kind_of_result_is_rebuilt_to_the_bit(workspace: Workspace, parent
     assert done.file_identical is True
     assert done.data_sha256 == workspace.get("c").data_sha256
     assert [name for name, _ in done.parents] == ["a:1", "b:1"]
+
+
+MERGES: list[tuple[str, dict[str, str], Wish]] = [
+    ("ties", {"density": "0.3"}, Wish(rank=6)),
+    ("dare_ties", {"seed": "12345678901234567890"}, Wish(energy=0.7, dtype="bf16")),
+    ("della_linear", {"density": "0.7", "epsilon": "0.2", "seed": "4"}, Wish(max_size=60_000)),
+    ("knots_dare", {}, Wish(relative=0.4, dtype="fp32", format="diffusers")),
+    ("tsv", {}, Wish()),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "wish"), MERGES, ids=str)
+def test_merges_are_rebuilt_to_the_bit(
+    workspace: Workspace, parents: Path, method: str, settings: dict[str, str], wish: Wish
+) -> None:
+    asked = combination(
+        "0.8*a - 0.25*b",
+        method=method,
+        settings=settings,
+        weights=[("b", "to_k", 0.5)],
+        orthogonal_to="b",
+        normalise=True,
+    )
+    done = compose(workspace, asked, "c", wish)
+    again = rebuild(workspace, "c")
+    assert again.file_identical is True
+    assert [name for name, _ in again.parents] == ["a:1", "b:1"]
+    factor = done.made.factor
+    assert factor is not None
+    assert [(parent.reference, parent.weight) for parent in done.parents] == [
+        ("a:1", pytest.approx(0.8 * factor)),
+        ("b:1", pytest.approx(-0.25 * factor)),
+    ]
+    recipe = workspace.registry.recipe("c")
+    assert recipe is not None
+    assert recipe.method == method
+
+
+def test_shared_factors_are_gathered_in_a_replay_too(workspace: Workspace, parents: Path) -> None:
+    asked = combination("0.8*a + b", orthogonal_to="b", normalise=True)
+    made = compose(workspace, asked, "c", Wish(dtype="fp32")).made
+    assert made.ranks == (12, 12)
+    assert rebuild(workspace, "c").file_identical is True
+    compose(workspace, combination("a", orthogonal_to="b"), "d", Wish(rank=5))
+    assert rebuild(workspace, "d").file_identical is True
+    assert [(parent.reference, parent.weight) for parent in workspace.registry.parents("d")] == [
+        ("a:1", 1.0),
+        ("b:1", 0.0),
+    ]
 
 
 def test_the_order_of_patterns_survives_the_metadata_of_a_file(
@@ -148,6 +197,9 @@ def test_a_parent_made_in_memory_cannot_be_found(workspace: Workspace, parents: 
     + [
         {"step": "truncate", "settings": {}, "of": []},
         {"step": "weighted", "settings": {"weights": 1}, "of": [{"source": "a"}]},
+        {"step": "orthogonal", "settings": {}, "of": [{"source": "a"}]},
+        {"step": "normalised", "settings": {}, "of": [{"source": "a"}]},
+        {"step": "merge", "settings": {"method": "ties", "weights": []}, "of": [{"source": "a"}]},
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ from lorahub.workspace.adding import add
 from lorahub.workspace.archive import export, import_
 from lorahub.workspace.backups import backup
 from lorahub.workspace.core import Workspace
-from registry import RemoteBlobs
+from registry import NotFoundError, RemoteBlobs
 
 SCRIPT = Path(sys.executable).with_name("lorahub")
 BUCKET = "team"
@@ -209,7 +209,34 @@ def test_a_server_that_is_not_there_is_one_line(
     env = {**os.environ, "LORAHUB_HOME": str(tmp_path / "home")}
     path = make_adapter(tmp_path / "style.safetensors")
     done = subprocess.run([SCRIPT, "add", path], capture_output=True, text=True, env=env, timeout=120)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (5, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("Error: the store s3://team/x cannot be used")
     assert "secret" not in line
+
+
+def test_a_database_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://anna:secret@127.0.0.1:1/team"
+    env = {**os.environ, "LORAHUB_HOME": str(tmp_path / "home"), "LORAHUB_DATABASE_URL": url}
+    done = subprocess.run([SCRIPT, "list"], capture_output=True, text=True, env=env, timeout=120)
+    assert (done.returncode, done.stdout) == (5, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: postgresql+psycopg://anna:***@127.0.0.1:1/team cannot be reached")
+    assert "secret" not in line
+
+
+def test_a_misspelt_bucket_is_not_made(bucket: str, tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    import s3fs
+
+    path = make_adapter(tmp_path / "style.safetensors")
+    with (
+        Workspace.open(tmp_path / "home", store="s3://teem/x") as workspace,
+        pytest.raises(NotFoundError, match="s3://teem/x is in no bucket"),
+    ):
+        workspace.registry.blobs.put(path)
+    assert s3fs.S3FileSystem(skip_instance_cache=True).ls("") == [BUCKET]
+    env = {**os.environ, "LORAHUB_HOME": str(tmp_path / "home"), "LORAHUB_STORE": "s3://teem/x"}
+    done = subprocess.run([SCRIPT, "add", path], capture_output=True, text=True, env=env, timeout=120)
+    assert (done.returncode, done.stdout) == (4, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: the store s3://teem/x is in no bucket")

@@ -1,0 +1,64 @@
+"""The k-th largest magnitude of a matrix that is only ever seen in blocks of rows: exact, from a sampled bracket.
+
+A sample says between which two values the answer almost surely lies. One pass counts what is above the bracket and keeps
+what is inside; when the counts say that the answer is not inside, the bracket is opened on that side and the pass repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Blocks = Callable[[], Iterator[Tensor]]
+"""Gives the magnitudes of the matrix, block by block, each time the same; a block may be overwritten by the next."""
+
+_DEVIATIONS = 6.0
+"""Half the width of the bracket, in standard deviations of a quantile of as many independent numbers: a sample of whole
+rows and columns tells less than they would."""
+
+
+def kth_magnitude(blocks: Blocks, total: int, k: int, sample: Tensor) -> float:
+    """The k-th largest (k from 1) of all `total` magnitudes; `sample` holds some numbers like them."""
+    low, high = _bracket(sample.flatten().abs(), k / total)
+    while True:
+        above, inside = _count(blocks, low, high)
+        rank = k - above
+        if rank < 1:
+            high = math.inf
+        elif rank > len(inside):
+            low = -math.inf
+        else:
+            return _kth(inside, rank)
+
+
+def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
+    """Magnitudes between which the one lies that `share` of all exceed, as far as the sample tells."""
+    spread = _DEVIATIONS * math.sqrt(share * (1 - share) / len(sample)) + 1 / len(sample)
+    first, last = math.floor((share - spread) * len(sample)), math.ceil((share + spread) * len(sample))
+    return _kth(sample, last) if last <= len(sample) else -math.inf, _kth(sample, first) if first > 0 else math.inf
+
+
+def _kth(values: Tensor, k: int) -> float:
+    """The k-th largest of the values."""
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
+    return float(torch.kthvalue(values, len(values) - k + 1).values)
+
+
+def _count(blocks: Blocks, low: float, high: float) -> tuple[int, Tensor]:
+    """How many magnitudes exceed `high`, and those from `low` to `high`."""
+    above, inside = 0, []
+    for block in blocks():
+        if block.device.type == "cpu":  # NumPy compares and picks several times faster than torch does
+            values = block.numpy().reshape(-1)
+            beyond, wanted = values > high, values >= low
+            above += int(np.count_nonzero(beyond))
+            inside.append(torch.from_numpy(values[np.logical_xor(wanted, beyond, out=wanted)]))
+        else:
+            above += int((block > high).sum())
+            inside.append(block[(block >= low) & (block <= high)])
+    return above, torch.cat(inside)
