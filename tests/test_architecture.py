@@ -78,4 +78,4 @@ def test_every_command_file_is_a_command() -> None:
     for name, module in COMMANDS.items():
         text = (ROOT / "lorahub" / "cli" / f"{module}.py").read_text(encoding="utf-8")
         assert text.startswith(f'"""lorahub {name}'), f"lorahub/cli/{module}.py says first which command it is"
-        assert module.strip("_") == name
+        assert module.strip("_").replace("_", "-") == name
