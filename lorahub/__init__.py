@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lorahub.making import merged as merged
     from lorahub.pipeline import attach as attach, detach as detach
     from lorahub.sync import pull as pull, push as push, status as status
+    from lorahub.validate import Report as Report, validate as validate
     from lorahub.workspace.opening import Catalogue as Catalogue, open as open
 
 _HOME = {
@@ -54,6 +55,7 @@ _HOME = {
     "merged": "lorahub.making",
     **dict.fromkeys(("attach", "detach"), "lorahub.pipeline"),
     **dict.fromkeys(("pull", "push", "status"), "lorahub.sync"),
+    **dict.fromkeys(("Report", "validate"), "lorahub.validate"),
     **dict.fromkeys(("Catalogue", "open"), "lorahub.workspace.opening"),
 }
 
