@@ -237,6 +237,23 @@ class SketchRow(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class RemoteRow(Base):
+    """Where an adapter is on the Hub, and what both sides held when they were last alike (`registry.remotes`)."""
+
+    __tablename__ = "remote"
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapter.id", ondelete="CASCADE"), primary_key=True)
+    repo: Mapped[str] = mapped_column(String(200), index=True)
+    branch: Mapped[str] = mapped_column(String(250))
+    path: Mapped[str]
+    commit: Mapped[str] = mapped_column(String(64))
+    local_sha256: Mapped[str] = mapped_column(String(64))
+    remote_sha256: Mapped[str] = mapped_column(String(64))
+    files: Mapped[Json]
+    said: Mapped[Json | None] = mapped_column()
+    synced_at: Mapped[datetime]
+
+
 class SearchText(Base):
     """The words of an adapter's newest live version (`registry.search`); the full-text index hangs on this table."""
 

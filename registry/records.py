@@ -219,6 +219,30 @@ class Sketch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remote:
+    """Where an adapter is on the Hub, and what both sides held when they were last alike.
+
+    `path` is the file in the repository that holds the weights. Its sha256 differs from the local one where the file was
+    converted on its way here (a PEFT folder). `files` are the git ids of what else was exchanged, by path; `said` is what
+    people said of the adapter (`lorahub.sync.document`), None while the repository holds nothing of the kind.
+    """
+
+    repo: str
+    branch: str
+    path: str
+    commit: str
+    local_sha256: str
+    remote_sha256: str
+    files: Mapping[str, str] = field(default_factory=dict)
+    said: Json | None = None
+    synced_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        check_sha256(self.local_sha256, "local sha256")
+        check_sha256(self.remote_sha256, "remote sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AliasChange:
     """Who pointed an alias from which version to which, and when; None: it did not exist, or was removed."""
 

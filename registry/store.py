@@ -33,6 +33,7 @@ from registry.records import (
     Validation,
     VersionRecord,
 )
+from registry.remotes import Remotes
 from registry.resolve import version_row
 from registry.rows import version_record
 from registry.sketches import Sketches
@@ -40,7 +41,7 @@ from registry.sketches import Sketches
 __all__ = ["Registry", "default_home"]
 
 
-class Registry(Maintenance, Places, Sketches):
+class Registry(Maintenance, Places, Remotes, Sketches):
     """A catalogue of adapters; open it with `Registry.open`."""
 
     def add_version(

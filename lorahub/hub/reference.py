@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lorahub.errors import UsageError
+from lorahub.errors import UsageError, VerificationError
 
 _PATTERN = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<file>[^:]+))?", re.ASCII)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -39,3 +40,22 @@ def parse(text: str) -> HubReference:
     if not match:
         raise UsageError(f"{text!r} is no Hub reference: expected user/repo[@revision][:file]")
     return HubReference(match["repo"], match["revision"], match["file"])
+
+
+def check_file_name(name: str, repo: str) -> None:
+    """Raises VerificationError for a name of a file in a repository that is not one, or means a device, somewhere.
+
+    The client refuses paths that lead out of the repository; what only some systems take for something else is left to us.
+    """
+    parts = name.split("/")
+    for part in parts:
+        if (
+            part in ("", ".", "..")
+            or _RESERVED.fullmatch(part)
+            or part.endswith((".", " "))
+            or len(part.encode("utf-8", "replace")) > 255
+            or any(character in '\\:*?"<>|' or not character.isprintable() for character in part)
+        ):
+            raise VerificationError(
+                f"{repo} holds a file with a name that is not safe to write, {name[:100]!a}: refused"
+            )

@@ -14,6 +14,7 @@ def upgrade() -> None:
     create_versions()
     create_lineage()
     create_files()
+    create_remotes()
     create_sketches()
     create_search()
 
@@ -211,6 +212,28 @@ def create_files() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_validation"),
     )
     op.create_index("ix_validation_version_id", "validation", ["version_id"])
+
+
+def create_remotes() -> None:
+    """Where adapters are on the Hub."""
+    op.create_table(
+        "remote",
+        sa.Column("adapter_id", sa.Integer(), nullable=False),
+        sa.Column("repo", sa.String(length=200), nullable=False),
+        sa.Column("branch", sa.String(length=250), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("commit", sa.String(length=64), nullable=False),
+        sa.Column("local_sha256", sa.String(length=64), nullable=False),
+        sa.Column("remote_sha256", sa.String(length=64), nullable=False),
+        sa.Column("files", sa.Text(), nullable=False),
+        sa.Column("said", sa.Text(), nullable=True),
+        sa.Column("synced_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["adapter_id"], ["adapter.id"], name="fk_remote_adapter_id_adapter", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("adapter_id", name="pk_remote"),
+    )
+    op.create_index("ix_remote_repo", "remote", ["repo"])
 
 
 def create_sketches() -> None:

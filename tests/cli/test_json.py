@@ -14,8 +14,15 @@ MADE = {
     "schema": "int", "command": "str", "output": "str", "base": "str", "format": "str", "dtype": "str", "size": "int",
     "layers": "int", "data_sha256": "str", "expression": "str", "rank_min": "int", "rank_max": "int",
     "rank_before": "int", "rule": "str", "error": "float", "relative_error": "float", "read_back_error": "float",
+    "method": "str", "settings": {}, "factor": "null",
 }  # fmt: skip
 WITHOUT_RULE = MADE | {"rule": "null", "error": "null", "relative_error": "null"}
+MERGED = MADE | {"settings": {"share": "float"}, "factor": "float", "rule": "null"}
+RESIZED = {name: type for name, type in MADE.items() if name not in ("schema", "command")}
+BATCH = {
+    "schema": "int", "command": "str", "folder": "str", "output": "str", "failed": [], "ignored": [],
+    "resized": [RESIZED | {"source": "str", "size_before": "int"}],
+}  # fmt: skip
 INSPECTED = {
     "path": "str", "size": "int", "format": "str", "dtypes": {"F16": "int", "F32": "int"},
     "detection": {
@@ -58,6 +65,8 @@ def shape(value: Any) -> Any:
         (["combine", "style.safetensors", "-o", "x.safetensors", "--rank", "1"], MADE),
         (["combine", "style.safetensors", "-o", "x.safetensors"], WITHOUT_RULE),
         (["resize", "style.safetensors", "-o", "x.safetensors", "--rank", "1"], MADE),
+        (["combine", "style.safetensors", "-o", "x.safetensors", "--method", "tsv", "--normalise"], MERGED),
+        (["resize", ".", "-o", "small", "--rank", "1"], BATCH),
         (["convert", "style.safetensors", "-o", "x.safetensors", "--to", "kohya"], WITHOUT_RULE),
         (["compare", "style.safetensors", "lcm.safetensors"], COMPARED),
         (["inspect", "style.safetensors", "--hash"], {"schema": "int", "command": "str", "files": [INSPECTED]}),

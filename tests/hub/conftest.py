@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from click.testing import CliRunner, Result
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from lorahub.cli import main
 from tests.cli import adapters
@@ -29,6 +29,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def turn_to(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the client at another Hub, as HF_ENDPOINT and HF_HOME do when it is imported."""
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))

@@ -10,12 +10,12 @@ from huggingface_hub import constants
 
 from lorahub import errors
 from lorahub.hub.fetch import fetch
-from tests.hub import server
+from tests.hub import faults
 from tests.hub.conftest import turn_to
 from tests.hub.server import Hub
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-REFUSED = server.status(401, X_Error_Message="Invalid credentials in Authorization header")
+REFUSED = faults.status(401, X_Error_Message="Invalid credentials in Authorization header")
 FACTS, BODY, HEAD = "GET /api/models", "GET /user/lcm/resolve", "HEAD /user/lcm/resolve"
 
 
@@ -51,24 +51,24 @@ def test_what_is_not_there(hub: Hub, refused: Callable[..., str], reference: str
     ("where", "fault", "kind", "said"),
     [
         (FACTS, REFUSED, errors.AuthError, "the token is missing or not valid"),
-        (FACTS, server.status(403), errors.AuthError, "the token may not do this"),
-        (FACTS, server.status(409), errors.ConflictError, "it exists already"),
-        (FACTS, server.status(418), errors.LorahubError, "the Hub answered 418"),
-        (FACTS, server.status(429), errors.NetworkError, "too many requests: try again later"),
-        (FACTS, server.status(500), errors.NetworkError, "the Hub answered 500"),
-        (FACTS, server.status(503), errors.NetworkError, "the Hub answered 503"),
-        (FACTS, server.web_page, errors.NetworkError, "the answer does not come from a Hub: look at HF_ENDPOINT"),
-        (FACTS, server.cut_off, errors.NetworkError, "the Hub cannot be reached ("),
-        (FACTS, server.status(302, Location="/api/models/user/lcm"), errors.NetworkError, "the Hub cannot be reached ("),
-        (HEAD, server.web_page, errors.NetworkError, "header"),
-        (HEAD, server.status(403), errors.AuthError, "the token may not do this"),
-        (HEAD, server.status(404, X_Error_Code="EntryNotFound"), errors.NotFoundError, "no such file in the repository"),
-        (BODY, server.status(503), errors.NetworkError, "the Hub answered 503"),
-        (BODY, server.shortened, errors.NetworkError, "Consistency check failed"),
+        (FACTS, faults.status(403), errors.AuthError, "the token may not do this"),
+        (FACTS, faults.status(409), errors.ConflictError, "it exists already"),
+        (FACTS, faults.status(418), errors.LorahubError, "the Hub answered 418"),
+        (FACTS, faults.status(429), errors.NetworkError, "too many requests: try again later"),
+        (FACTS, faults.status(500), errors.NetworkError, "the Hub answered 500"),
+        (FACTS, faults.status(503), errors.NetworkError, "the Hub answered 503"),
+        (FACTS, faults.web_page, errors.NetworkError, "the answer does not come from a Hub: look at HF_ENDPOINT"),
+        (FACTS, faults.cut_off, errors.NetworkError, "the Hub cannot be reached ("),
+        (FACTS, faults.status(302, Location="/api/models/user/lcm"), errors.NetworkError, "the Hub cannot be reached ("),
+        (HEAD, faults.web_page, errors.NetworkError, "header"),
+        (HEAD, faults.status(403), errors.AuthError, "the token may not do this"),
+        (HEAD, faults.status(404, X_Error_Code="EntryNotFound"), errors.NotFoundError, "no such file in the repository"),
+        (BODY, faults.status(503), errors.NetworkError, "the Hub answered 503"),
+        (BODY, faults.shortened, errors.NetworkError, "Consistency check failed"),
     ],
 )  # fmt: skip
 def test_what_the_hub_does_wrong(
-    hub: Hub, cache: Path, refused: Callable[..., str], where: str, fault: server.Change, kind: type, said: str
+    hub: Hub, cache: Path, refused: Callable[..., str], where: str, fault: faults.Change, kind: type, said: str
 ) -> None:
     hub.fail(where, fault, times=1000)
     with pytest.raises(kind) as raised:

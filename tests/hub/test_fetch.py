@@ -14,7 +14,7 @@ from lorahub import errors
 from lorahub.algebra.recipe import Source
 from lorahub.hub.fetch import fetch
 from tests.cli import adapters
-from tests.hub import server
+from tests.hub import faults, server
 from tests.hub.server import Hub
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -59,7 +59,7 @@ def test_revisions(hub: Hub, style: bytes, lcm: bytes) -> None:
     old = repo.branches["main"]
     repo.tags["v1"] = old
     new = repo.commit({WEIGHTS: lcm})
-    repo.branches["refs/pr/2"] = old
+    repo.pull_requests["refs/pr/2"] = old
     for revision in ("v1", old, "refs/pr/2"):
         assert first_layer(lh.load(f"user/lora@{revision}")) == pytest.approx([2, 1, 0, 0])
     for reference in ("user/lora", f"user/lora@{new}", "user/lora@main"):
@@ -102,7 +102,7 @@ def test_peft_comes_with_its_configuration(hub: Hub, peft: dict[str, bytes]) -> 
 
 def test_wrong_bytes_of_the_right_size_are_fetched_again(hub: Hub, lcm: bytes) -> None:
     hub.repo("user/lcm", {WEIGHTS: lcm})
-    hub.fail("GET /user/lcm/resolve", server.corrupted)
+    hub.fail("GET /user/lcm/resolve", faults.corrupted)
     with hub.recorded() as asked:
         assert fetch("user/lcm").read_bytes() == lcm
     assert [line.split("/")[0] for line in asked].count("GET ") == 3  # the facts, and the file twice
@@ -112,7 +112,7 @@ def test_bytes_that_stay_wrong_are_refused_and_not_kept(
     hub: Hub, lcm: bytes, cache: Path, refused: Callable[..., str]
 ) -> None:
     hub.repo("user/lcm", {WEIGHTS: lcm})
-    hub.fail("GET /user/lcm/resolve", server.corrupted, times=2)
+    hub.fail("GET /user/lcm/resolve", faults.corrupted, times=2)
     message = refused(7, "inspect", "user/lcm")
     assert message == f"user/lcm: {WEIGHTS} was downloaded twice and does not have the hash the Hub announces"
     assert [path for path in cache.rglob("*.safetensors") if path.is_symlink() or path.exists()] == []
@@ -122,7 +122,7 @@ def test_bytes_that_stay_wrong_are_refused_and_not_kept(
 
 def test_a_configuration_with_wrong_bytes_is_refused_too(hub: Hub, peft: dict[str, bytes]) -> None:
     hub.repo("user/peft", peft)
-    hub.fail("GET .*adapter_config.json", server.corrupted, times=2)
+    hub.fail("GET .*adapter_config.json", faults.corrupted, times=2)
     with pytest.raises(errors.VerificationError, match=r"adapter_config\.json was downloaded twice"):
         fetch("user/peft")
 
@@ -138,7 +138,7 @@ def test_a_cached_file_that_rotted_is_fetched_again(hub: Hub, lcm: bytes) -> Non
 def test_a_connection_that_breaks_is_resumed(hub: Hub, lcm: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)  # what the client writes, and resumes from
     hub.repo("user/lcm", {WEIGHTS: lcm})
-    hub.fail("GET /user/lcm/resolve", server.cut_off)
+    hub.fail("GET /user/lcm/resolve", faults.cut_off)
     assert fetch("user/lcm").read_bytes() == lcm
     assert hub.requests[-1].range == f"bytes={len(lcm) // 2 // 1024 * 1024}-"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import server
+from tests.hub import faults
 from tests.hub.server import Hub
 
 SCRIPT = Path(sys.executable).with_name("lorahub")
@@ -37,7 +37,7 @@ def test_an_interrupted_download_leaves_nothing(
     hub: Hub, lcm: bytes, environment: dict[str, str], tmp_path: Path
 ) -> None:
     hub.repo("user/lcm", {WEIGHTS: lcm})
-    hub.fail("GET /user/lcm/resolve", server.delayed(3))
+    hub.fail("GET /user/lcm/resolve", faults.delayed(3))
     process = subprocess.Popen(
         [SCRIPT, "inspect", "user/lcm"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

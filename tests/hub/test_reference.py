@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lorahub.errors import UsageError
-from lorahub.hub.reference import HubReference, parse, reads_as_hub
+from lorahub.errors import UsageError, VerificationError
+from lorahub.hub.reference import HubReference, check_file_name, parse, reads_as_hub
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,21 @@ def test_what_is_no_reference(text: str) -> None:
     assert not reads_as_hub(text)
     with pytest.raises(UsageError, match=r"expected user/repo\[@revision\]\[:file\]"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.safetensors", "a b/ü.safetensors", "unet/adapter_model.safetensors", "com.safetensors"]
+)
+def test_names_of_files(name: str) -> None:
+    check_file_name(name, "user/repo")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/../b", "/a", "C:/a", "a\\b", "NUL", "com1.bin", "a.", "a /b", "a\nb", "x" * 256]
+)
+def test_names_that_are_no_file_names_somewhere(name: str) -> None:
+    with pytest.raises(VerificationError, match="user/repo holds a file with a name that is not safe to write"):
+        check_file_name(name, "user/repo")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".SAFETENSORS"])

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from registry import DamagedError, Facts, Location, NewerSchemaError, Parent, Recipe, Registry, Validation, journal
+from registry import (
+    DamagedError,
+    Facts,
+    Location,
+    NewerSchemaError,
+    Parent,
+    Recipe,
+    Registry,
+    Remote,
+    Validation,
+    journal,
+)
 from registry.rebuilding import rebuild
 
 Make = Callable[..., Facts]
@@ -30,6 +41,7 @@ def change(registry: Registry, facts: Make) -> list[Callable[[], Any]]:
     """One of each kind of change, bulk statements included."""
     place = Location(root="/l", relpath="a\udcff", size=1, mtime_ns=2, inode=2**63 + 1, device=4)
     recipe = Recipe(method="linear", expression="a", tool="t", seed=2**63 + 5)
+    remote = Remote(repo="u/r", branch="main", path="w", commit="c", local_sha256="0" * 64, remote_sha256="1" * 64)
     return [
         lambda: registry.add_version("a", facts("one"), norms={"x": 1.5}, tags=["t", "u"], location=place),
         lambda: registry.add_version("a", facts("two"), notes="n"),
@@ -41,6 +53,9 @@ def change(registry: Registry, facts: Make) -> list[Callable[[], Any]]:
         lambda: registry.mark_missing("/l", ["a\udcff"]),
         lambda: registry.record_validations("a", [Validation(check="c", severity="ok")]),
         lambda: registry.record_validations("a", [Validation(check="c", severity="error", message="m")]),
+        lambda: registry.put_remote("a", remote),
+        lambda: registry.put_remote("b", remote),
+        lambda: registry.forget_remote("b"),
         lambda: registry.rename("b", "c"),
         lambda: registry.unalias("a", "prod"),
         lambda: registry.remove("a:2"),

@@ -27,6 +27,7 @@ from registry import (
     Parent,
     Recipe,
     Registry,
+    Remote,
     Sketch,
     Validation,
     schema,
@@ -34,6 +35,7 @@ from registry import (
 from registry.models import Base
 
 Make = Callable[..., Facts]
+SIDES = ("local_sha256", "remote_sha256")
 
 # Rebuilds the two tables that others refer to with ON DELETE CASCADE, which is where SQLite loses children.
 NEXT = """
@@ -80,6 +82,7 @@ def populate(registry: Registry, facts: Make) -> dict[str, int]:
     registry.add_version("y", facts("b"), parents=[Parent(sha256=parent.file_sha256, reference="x")], recipe=recipe)
     registry.alias("x", "prod")
     registry.record_validations("x", [Validation(check="hash", severity="ok")])
+    registry.put_remote("x", Remote(repo="u/r", branch="main", path="w", commit="c", **dict.fromkeys(SIDES, "0" * 64)))
     registry.put_sketch("x", Sketch(kind="k", base="sd15", norm=1.0, data=b"s"))
     return count(registry)
 
