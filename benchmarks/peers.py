@@ -32,8 +32,10 @@ def one_of_each(recipe: Recipe) -> dict[tuple[int, ...], str]:
     return {shape: names[0] for shape, names in by_shape(recipe).items()}
 
 
-def peft_svd(layers: Mapping[str, tuple[lh.LowRank, lh.LowRank]], rank: int, **settings: Any) -> float:
-    """CPU seconds of peft's add_weighted_adapter(combination_type="svd") on bare modules of the layers' shapes."""
+def peft_svd(
+    layers: Mapping[str, tuple[lh.LowRank, lh.LowRank]], rank: int, combination_type: str = "svd", **settings: Any
+) -> float:
+    """CPU seconds of peft's add_weighted_adapter on bare modules of the layers' shapes."""
     from peft import LoraConfig, get_peft_model
 
     names = [name.replace(".", "_") for name in layers]
@@ -53,7 +55,7 @@ def peft_svd(layers: Mapping[str, tuple[lh.LowRank, lh.LowRank]], rank: int, **s
                 tuned.lora_B[adapter].weight.copy_(layer.up.reshape(tuned.lora_B[adapter].weight.shape))
         began = time.process_time()
         model.add_weighted_adapter(
-            ["one", "two"], [0.8, 1.0], "both", combination_type="svd", svd_rank=rank, **settings
+            ["one", "two"], [0.8, 1.0], "both", combination_type=combination_type, svd_rank=rank, **settings
         )
         return time.process_time() - began
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -10,17 +9,9 @@ import click
 from lorahub.cli import made, options, output
 
 _ASKED = ("weights", "orthogonal_to", "normalise", "settings", "base", "allow_pickle")
-_NEGATED = re.compile(r"-(\s|[\d.]+\s*\*|[^-].*\s[+-]\s)")
 
 
-class _Combine(click.Command):
-    """Takes an argument such as `-1*style` or `-style + lcm` for the expression it is, not for options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [f" {word}" if _NEGATED.match(word) else word for word in args])
-
-
-@click.command(cls=_Combine, short_help="Add, subtract and scale adapters into one file.")
+@click.command(cls=options.ExpressionCommand, short_help="Add, subtract and scale adapters into one file.")
 @click.argument("expression", type=options.Expression())
 @options.output_options
 @options.rank_options

@@ -15,6 +15,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 _RULES = {"rank": "--rank", "energy": "--energy", "relative": "--relative", "max_size": "--max-size"}
+_NEGATED = re.compile(r"-(\s|[\d.]+\s*\*|[^-].*\s[+-]\s)")
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -40,6 +41,13 @@ class Expression(click.ParamType[str]):
 
         parse(value)
         return str(value)
+
+
+class ExpressionCommand(click.Command):
+    """Takes an argument such as `-1*style` or `-style + lcm` for the expression it is, not for options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f" {word}" if _NEGATED.match(word) else word for word in args])
 
 
 class BaseName(click.ParamType[str]):

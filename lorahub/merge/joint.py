@@ -14,6 +14,7 @@ from torch import Tensor
 from lorahub.algebra.decompose import Decomposition, decompose
 from lorahub.algebra.geometry import layer_gram, product
 from lorahub.algebra.lowrank import LowRank
+from lorahub.errors import VerificationError
 from lorahub.merge.sparsify import Pair
 
 Choose = Callable[[Tensor], int]
@@ -49,11 +50,16 @@ def knots(
     """
     factors = {i: layer.factors(_dtype(exact), device) for i, layer in layers.items()}
     ups = torch.cat([up for up, _ in factors.values()], 1)
+    if not all(bool(torch.isfinite(up.sum() + down.sum())) for up, down in factors.values()):
+        raise VerificationError("the weights hold NaN or Inf")
     gram = _gram(ups)
-    roots = torch.block_diag(*[_root(_gram(down.T)) for _, down in factors.values()])
+    roots = _block_diagonal([_root(_gram(down.T)) for _, down in factors.values()])
     sigma, vectors = _eigen(roots.T @ gram @ roots)
+    if not len(sigma):
+        return _zero([*layers.values()], device)
     basis = roots @ (vectors / sigma)
-    shares = (basis.T @ gram).to(ups.dtype).split([down.shape[0] for _, down in factors.values()], dim=1)
+    ranks = [down.shape[0] for _, down in factors.values()]
+    shares = torch.split((basis.T @ gram).to(ups.dtype), ranks, dim=1)
     rows = combine({i: (share, factors[i][1]) for i, share in zip(factors, shares, strict=True)}, name)
     sigma, vectors = _eigen(_gram(rows.T))
     rank = min(choose(sigma), len(sigma))
@@ -71,11 +77,15 @@ def tsv(layers: Sequence[LowRank], share: float, choose: Choose, exact: bool, de
     def kept(sigma: Tensor) -> int:
         return min(math.ceil(share * len(sigma)), content(sigma))
 
-    parts = [decompose(layer, kept, exact=exact, device=device) for layer in layers]
+    # All triplets are wanted, the smallest too, which float32 products seldom carry.
+    parts = [decompose(layer, kept, exact=True, device=device) for layer in layers]
     scales = torch.cat([part.sigma[: part.rank] for part in parts])
-    ups, downs = torch.cat([part.left for part in parts], 1), torch.cat([part.right for part in parts])
-    left, full_left = _whitened(ups, torch.block_diag(*[part.up_mix for part in parts]) / scales.sqrt())
-    right, full_right = _whitened(downs.T, torch.block_diag(*[part.down_mix.T for part in parts]) / scales.sqrt())
+    if not len(scales):
+        return _zero(layers, device)
+    ups = torch.cat([part.left for part in parts], 1).to(_dtype(exact))
+    downs = torch.cat([part.right for part in parts]).to(_dtype(exact))
+    left, full_left = _whitened(ups, _block_diagonal([part.up_mix for part in parts]) / scales.sqrt())
+    right, full_right = _whitened(downs.T, _block_diagonal([part.down_mix.T for part in parts]) / scales.sqrt())
     if full_left and full_right:  # then U' Σ V'^T is a singular value decomposition already
         sigma, order = scales.sort(descending=True, stable=True)
         rank = choose(sigma)
@@ -94,13 +104,15 @@ def iso_c(layers: Sequence[LowRank], choose: Choose, exact: bool, device: str) -
 
     def flat(sigma: Tensor) -> Tensor:
         known = sigma[: content(sigma)]
-        return known.mean().expand(len(known))
+        return known.mean().expand(len(known)) if len(known) else known
 
     def kept(sigma: Tensor) -> int:
         return min(choose(flat(sigma)), content(sigma))
 
     found = decompose(_sum(layers), kept, exact=exact, device=device)
-    if not exact and float(found.sigma[-1]) < _DOUBTFUL * float(found.sigma[0]):  # is it a direction, or rounding?
+    if (
+        not exact and len(found.sigma) and float(found.sigma[-1]) < _DOUBTFUL * float(found.sigma[0])
+    ):  # is it a direction, or rounding?
         found = decompose(_sum(layers), kept, exact=True, device=device)
     sigma, rank = flat(found.sigma).clone(), found.rank
     balance = (sigma[:rank] / found.sigma[:rank]).sqrt()
@@ -120,7 +132,8 @@ def slerp(
     shares = (1 - t, t)
     if len(layers) == 2:
         gram = layer_gram([layers[0], layers[1]], device)
-        cosine = float(gram[0, 1] / gram.diagonal().prod().sqrt().clamp_min(1e-300))
+        lengths = float(gram.diagonal().prod().sqrt())
+        cosine = float(gram[0, 1]) / lengths if lengths else 1.0
         if abs(cosine) < _PARALLEL:
             angle = math.acos(cosine)
             shares = (math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
@@ -128,8 +141,18 @@ def slerp(
     return decompose(turned, lambda sigma: min(choose(sigma), content(sigma)), exact=exact, device=device)
 
 
+def _zero(layers: Sequence[LowRank], device: str) -> Decomposition:
+    """The decomposition of a layer that is zero, as all of these are."""
+    return decompose(layers[0], lambda sigma: 0, exact=True, device=device)
+
+
 def _dtype(exact: bool) -> torch.dtype:
     return torch.float64 if exact else torch.float32
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return joined
 
 
 def _gram(columns: Tensor) -> Tensor:
@@ -140,7 +163,8 @@ def _gram(columns: Tensor) -> Tensor:
 
 def _root(gram: Tensor) -> Tensor:
     """X with X X^T = gram, which may be singular."""
-    values, vectors = torch.linalg.eigh(gram)
+    found: tuple[Tensor, Tensor] = torch.linalg.eigh(gram)
+    values, vectors = found
     return vectors * values.clamp_min(0).sqrt()
 
 

@@ -22,6 +22,7 @@ _NARROWEST, _WIDEST = 32, 256
 _MARGIN = 1.5
 """Directions followed for each one kept: the last of them are inaccurate."""
 _ROWS = 256
+"""Rows that are subtracted at a time where an error is summed up."""
 _NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}
 """Singular values below this share of the largest are rounding of the dense matrix."""
 _CANCELLED = 1e-2
@@ -71,7 +72,7 @@ def reduce(target: Tensor, start: Tensor, choose: Callable[[Tensor], int], *, po
 
 def _squared(matrix: Tensor) -> float:
     """‖matrix‖²: products in its dtype, sums over chunks in float64."""
-    return sum(float(torch.dot(chunk, chunk)) for chunk in matrix.reshape(-1).split(1 << 16))
+    return sum(float(torch.dot(chunk, chunk)) for chunk in torch.split(matrix.reshape(-1), 1 << 16))
 
 
 def _content(sigma: Tensor, dtype: torch.dtype) -> int:
@@ -103,10 +104,10 @@ def _orthonormal(columns: Tensor) -> Tensor:
     root, failed = torch.linalg.cholesky_ex(wide.T @ wide)
     diagonal = root.diagonal()
     if int(failed) or not bool(diagonal.min() > 1e-5 * diagonal.max()):
-        return torch.linalg.qr(columns).Q
-    inverse = torch.linalg.solve_triangular(
-        root, torch.eye(len(root), dtype=root.dtype, device=root.device), upper=False
-    )
+        basis: Tensor = torch.linalg.qr(columns).Q
+        return basis
+    one = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    inverse: Tensor = torch.linalg.solve_triangular(root, one, upper=False)
     return columns @ inverse.T.to(columns.dtype)
 
 
@@ -114,6 +115,6 @@ def _measured(target: Tensor, norm: float, found: Decomposition) -> Reduced:
     squared = norm**2 - float(found.sigma[: found.rank].square().sum())
     if squared < _CANCELLED * norm**2:
         up, down = found.factors()
-        parts = zip(target.split(_ROWS), up.split(_ROWS), strict=True)
+        parts = zip(torch.split(target, _ROWS), torch.split(up, _ROWS), strict=True)
         squared = sum(_squared(part - rows @ down) for part, rows in parts)
     return Reduced(found, norm, math.sqrt(squared))

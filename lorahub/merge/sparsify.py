@@ -27,9 +27,10 @@ _BLOCK = 1 << 17
 """Numbers in a block: a few of them fit into the second-level cache."""
 _FEWEST_ROWS = 32
 """Rows in a block of a wide matrix: products of fewer are slow."""
-_THINNED = 7
 _SAMPLED = 512
 """Rows and columns of the sample from which thresholds are bracketed."""
+_THINNED = 7
+"""Of that sample every seventh number is enough; seven, so that they fall into all its columns."""
 _STEPS = 1 << 16
 """Chances are multiples of 1/65536: a draw is one 16-bit number."""
 
@@ -44,7 +45,7 @@ def blocks(pair: Pair) -> Iterator[Tensor]:
     up, down = pair
     rows = block_rows(up.shape[0], down.shape[1])
     buffer = up.new_empty(rows, down.shape[1])
-    for part in up.split(rows):
+    for part in torch.split(up, rows):
         yield torch.mm(part, down, out=buffer[: len(part)])
 
 

@@ -37,6 +37,27 @@ def test_a_registered_result_is_rebuilt(library: Path, run: Run) -> None:
     assert json.loads(run("rebuild", "fast", "--json").stdout)["file_identical"] is True
 
 
+def test_a_merge_is_rebuilt_from_the_registry_and_from_its_file(library: Path, run: Run) -> None:
+    how = ["--method", "dare_ties", "-s", "density=0.5", "-s", "seed=11", "--orthogonal-to", "lcm", "--normalise"]
+    made = run("combine", "0.8*style + 1.0*lcm", "--name", "m", "-o", "m.safetensors", "--rank", "3", *how, "--json")
+    assert made.exit_code == 0, made.output
+    facts = json.loads(made.stdout)
+    weights = {parent["reference"]: parent["weight"] for parent in facts["parents"]}
+    assert weights == {"style:1": pytest.approx(0.8 * facts["factor"]), "lcm:1": pytest.approx(facts["factor"])}
+    assert json.loads(run("rebuild", "m", "--json").stdout)["file_identical"] is True
+    proof = json.loads(run("rebuild", "m.safetensors", "--json").stdout)
+    assert proof["data_sha256"] == facts["data_sha256"]
+    other = ["--method", "dare_ties", "-s", "density=0.5", "-s", "seed=12", *how[6:]]
+    assert run("combine", "0.8*style + 1.0*lcm", "-o", "o.safetensors", "--rank", "3", *other).exit_code == 0
+    told = [
+        json.loads(run("inspect", name, "--hash", "--json").stdout)["files"][0]
+        for name in ("m.safetensors", "o.safetensors")
+    ]
+    assert told[0]["provenance"]["method"] == "dare_ties"
+    assert told[0]["provenance"]["settings"]["merge"]["seed"] == 11
+    assert told[0]["hashes"]["data_sha256"] != told[1]["hashes"]["data_sha256"]
+
+
 def test_a_name_and_a_file(library: Path, run: Run) -> None:
     made = json.loads(
         run("resize", "style", "--rank", "1", "--name", "small", "-o", "small.safetensors", "--json").stdout

@@ -80,6 +80,8 @@ def test_every_method_is_here() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_by_hand(method: str) -> None:
     a, b, settings, expected = CASES[method]
-    made = merge([holding(matrix(a)), holding(matrix(b), "lcm")], [1, 1], method, settings, fixed(4), dtype=torch.float64)
+    made = merge(
+        [holding(matrix(a)), holding(matrix(b), "lcm")], [1, 1], method, settings, fixed(4), dtype=torch.float64
+    )
     allowed = 1e-4 if METHODS[method].sparsify == "della" else 1e-12  # chances are multiples of 1/65536
     torch.testing.assert_close(dense(made.layers["unet.layer"]), matrix(expected), atol=allowed, rtol=0)

@@ -46,7 +46,9 @@ def test_knots_ties(density: float) -> None:
 
 def test_knots_dare_draws_in_the_joint_basis() -> None:
     basis, shares = twins.knots_basis(matrices(three(), WEIGHTS))
-    made = dense(merge(three(), WEIGHTS, "knots_dare", {"density": 0.5}, None, dtype=torch.float64).layers["unet.layer"])
+    made = dense(
+        merge(three(), WEIGHTS, "knots_dare", {"density": 0.5}, None, dtype=torch.float64).layers["unet.layer"]
+    )
     torch.testing.assert_close(basis @ (basis.T @ made), made)
     rows = basis.T @ made
     # Each number is the mean of the doubled numbers that were kept and share a sign: one of finitely many.
@@ -113,5 +115,6 @@ def test_slerp_is_straight_between_parallel_adapters_and_from_zero() -> None:
     a = three()[0]
     made = merge([a, 3 * a], [1, 1], "slerp", {}, None, dtype=torch.float64)
     torch.testing.assert_close(dense(made.layers["unet.layer"]), 2 * dense(a.layers["unet.layer"]))
-    made = merge([a, adapter("empty")], [3, 1], "slerp", {}, None, dtype=torch.float64)
-    torch.testing.assert_close(dense(made.layers["unet.layer"]), 0.75 * dense(a.layers["unet.layer"]))
+    for zero in (adapter("empty"), adapter("zero", layer=random_layer((40, 33), 2, scale=0.0))):
+        made = merge([a, zero], [3, 1], "slerp", {}, None, dtype=torch.float64)
+        torch.testing.assert_close(dense(made.layers["unet.layer"]), 0.75 * dense(a.layers["unet.layer"]))

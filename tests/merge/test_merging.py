@@ -12,7 +12,7 @@ from lorahub.algebra.recipe import Source, Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 from lorahub.merge import METHODS, merge
 from lorahub.merge.reduction import reduce
-from tests.algebra.making import adapter, best_error, dense, generator, random_layer, with_spectrum
+from tests.algebra.making import adapter, best_error, dense, random_layer, with_spectrum
 
 DENSE = [name for name, method in METHODS.items() if method.dense]
 SMALL = [1.0, 0.5, 0.3, 0.2]
@@ -90,10 +90,10 @@ def test_a_layer_that_one_adapter_lacks_is_zero_there(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "given", "expected"),
     [
-        ("ties", {"density": 0.5}, [4.0, -3.0, 0.0, 5.0]),
-        ("magnitude_prune", {"density": 0.5}, [4.0, -3.0, 0.0, 3.0]),
-        ("breadcrumbs", {"density": 0.5, "gamma": 0.25}, [0.0, -3.0, 1.0, -2.0]),
-        ("knots_ties", {"density": 0.5}, [4.0, -3.0, 0.0, 5.0]),
+        ("ties", {"density": 0.5}, [4.0, -3.0, 0.5, 5.0]),
+        ("magnitude_prune", {"density": 0.5}, [4.0, -3.0, 0.5, 5.0]),
+        ("breadcrumbs", {"density": 0.5, "gamma": 0.25}, [0.0, -3.0, 0.5, -2.0]),
+        ("knots_ties", {"density": 0.5}, [4.0, -3.0, 0.5, 5.0]),
         ("tsv", {}, [4.0, -3.0, 1.5, 3.0]),
         ("iso_c", {}, [4.0, -3.0, 1.5, 3.0]),
     ],
@@ -108,7 +108,9 @@ def test_offsets(method: str, given: dict[str, object], expected: list[float]) -
 def test_offsets_turn_along_an_arc() -> None:
     rows = [[2.0, 0.0], [0.0, 2.0]]
     both = [Adapter("sd15", {}, {"unet.bias": torch.tensor(row)}, recipe=Source("x")) for row in rows]
-    torch.testing.assert_close(merge(both, [1, 1], "slerp", {}, None).offsets["unet.bias"], torch.tensor([2.0, 2.0]).sqrt())
+    torch.testing.assert_close(
+        merge(both, [1, 1], "slerp", {}, None).offsets["unet.bias"], torch.tensor([2.0, 2.0]).sqrt()
+    )
 
 
 def large() -> Adapter:
@@ -140,7 +142,8 @@ def test_a_budget_is_kept_and_spent_where_it_helps(method: str) -> None:
     loud = Adapter("sd15", {"unet.loud": 10 * pair()[0].layers["unet.square"], **pair()[0].layers}, recipe=Source("x"))
     made = merge([loud, pair()[1]], [1, 1], method, {}, budget(6000, overhead=0))
     assert sum(layer.rank * sum(layer.matrix_shape) * 2 for layer in made.layers.values()) <= 6000
-    assert made.layers["unet.loud"].rank > made.report["unet.conv"].rank
+    loud_layer, quiet = made.report["unet.loud"], made.report["unet.conv"]
+    assert loud_layer.error / loud_layer.norm < quiet.error / quiet.norm
 
 
 def test_a_small_error_is_summed_up_not_subtracted() -> None:
@@ -189,7 +192,7 @@ def test_progress() -> None:
 def test_nan_is_refused_by_name(method: str) -> None:
     one, two = pair(torch.float32)
     one.layers["unet.conv"].blocks[0].up[0, 0] = math.nan
-    with pytest.raises(VerificationError, match=r"^unet.conv: the weights hold NaN or Inf"):
+    with pytest.raises(VerificationError, match=r"^unet\.conv: the weights hold NaN or Inf"):
         merge([one, two], [1, 1], method, {}, fixed(4))
 
 
@@ -215,12 +218,11 @@ def test_what_cannot_be_merged() -> None:
         merge([], [], "ties", {}, fixed(4))
     with pytest.raises(BaseMismatchError, match="different bases"):
         merge([one, Adapter("sdxl", two.layers)], [1, 1], "ties", {}, fixed(4))
-    with pytest.raises(BaseMismatchError, match="unet.square"):
+    with pytest.raises(BaseMismatchError, match=r"unet\.square"):
         merge([one, adapter(square=random_layer((8, 8), 2))], [1, 1], "ties", {}, fixed(4))
 
 
-def test_threads_and_memory_stay_with_one_layer() -> None:
-    generator_state = torch.get_rng_state()
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
     merge(pair(), [1, 1], "dare_ties", {}, fixed(4))
-    assert torch.equal(torch.get_rng_state(), generator_state), "the global generator is left alone"
-    assert generator(0).initial_seed() == 0
+    assert torch.equal(torch.get_rng_state(), before)

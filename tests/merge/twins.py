@@ -39,9 +39,7 @@ def breadcrumbs(x: Tensor, density: float, gamma: float) -> Tensor:
     return x * mask.view_as(x)
 
 
-def elected(
-    values: Sequence[Tensor], weights: Sequence[float], elect: str = "sum", divide: str = "count"
-) -> Tensor:
+def elected(values: Sequence[Tensor], weights: Sequence[float], elect: str = "sum", divide: str = "count") -> Tensor:
     """TIES steps two and three; the values are weighted."""
     stack = torch.stack(list(values))
     majority = (stack if elect == "sum" else stack.sign()).sum(0)
