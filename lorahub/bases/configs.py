@@ -1,7 +1,7 @@
 """The published configuration of every listed base model: what `scan` builds, and what files call it.
 
 The rule: a value here is copied from the `config.json` that the model's publisher ships, and only values that differ
-from the defaults of the class are written. Only `scan` reads this module; the result lives in `data/`.
+from the defaults of the class are written. `scan` reads this module, and what builds a listed model from a single file.
 """
 
 from __future__ import annotations

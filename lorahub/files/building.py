@@ -6,20 +6,21 @@ The rule: every key of the input is accounted for. What is not understood is an 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from lorahub import bases
 from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.dora import Magnitude
 from lorahub.algebra.geometry import layer_gram
 from lorahub.algebra.lowrank import Block, LowRank
 from lorahub.algebra.recipe import Source
 from lorahub.bases.model import Base, Span
 from lorahub.errors import BaseMismatchError, FileFormatError, NotAdditiveError
 from lorahub.files.reading import Content, check_finite
-from lorahub.formats.decode import decode
+from lorahub.formats.decode import decode, decode_dora
 from lorahub.formats.encode import COMPONENT_KEY, UNLISTED_DOTTED, UNLISTED_KOHYA
 from lorahub.formats.kinds import NOT_ADDITIVE
 from lorahub.formats.layout import Layout, Module, parse, seen
@@ -29,6 +30,9 @@ _NAMELESS = ("", "base_model.model")
 """Prefixes that do not tell the component."""
 _SAME = 1e-5
 """Relative distance up to which a layer that a file gives twice counts as given the same both times."""
+
+Builder = Callable[[Content, str | Base | None], Adapter]
+"""See `build`."""
 
 
 class AmbiguousBaseError(BaseMismatchError):
@@ -45,6 +49,20 @@ def build(content: Content, base: str | Base | None) -> Adapter:
     Raises FileFormatError for keys that nobody understands and for a layer given twice, NotAdditiveError for DoRA and
     its like, BaseMismatchError for layers that the base does not have, AmbiguousBaseError when several bases fit.
     """
+    return _build(content, base, refused=NOT_ADDITIVE)[0]
+
+
+def build_with_magnitudes(content: Content, base: str | Base | None) -> tuple[Adapter, dict[str, Magnitude]]:
+    """Like `build`, but a DoRA is read: its ΔW as an adapter, which alone says nothing, and the lengths by layer.
+
+    Raises what `build` raises; NotAdditiveError for lengths of input channels of a layer that the base has split.
+    """
+    return _build(content, base, refused={kind: why for kind, why in NOT_ADDITIVE.items() if kind != "dora"})
+
+
+def _build(
+    content: Content, base: str | Base | None, *, refused: Mapping[str, str]
+) -> tuple[Adapter, dict[str, Magnitude]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in content.tensors.items()}
     layout = parse(shapes, content.metadata, content.config)
     if layout.unknown:
@@ -53,20 +71,21 @@ def build(content: Content, base: str | Base | None) -> Adapter:
         )
     if not layout.modules and not layout.embeddings:
         raise FileFormatError(f"{content.name} holds no adapter layers")
-    refused = next((module for module in layout.modules if module.kind in NOT_ADDITIVE), None)
-    if refused:
-        raise NotAdditiveError(f"{content.name}: {NOT_ADDITIVE[refused.kind]} (layer {refused.name})")
+    strange = next((module for module in layout.modules if module.kind in refused), None)
+    if strange:
+        raise NotAdditiveError(f"{content.name}: {refused[strange.kind]} (layer {strange.name})")
     found = base if isinstance(base, Base) else find_base(layout, content.metadata, base, content.name)
     place = _Placer(found, content)
     for module in layout.modules:
         place.add(module)
-    return Adapter(
+    adapter = Adapter(
         found.name if found else place.unlisted_space(layout),
         place.layers,
         place.offsets,
         _embeddings(layout, content),
         Source(content.name, content.data_sha256, dict(content.metadata)),
     )
+    return adapter, place.magnitudes
 
 
 def find_base(layout: Layout, metadata: Mapping[str, str], wanted: str | None, name: str) -> Base | None:
@@ -100,10 +119,15 @@ class _Placer:
         self.content = content
         self.layers: dict[str, LowRank] = {}
         self.offsets: dict[str, Tensor] = {}
+        self.magnitudes: dict[str, Magnitude] = {}
 
     def add(self, module: Module) -> None:
-        decoded = decode(module, self.content.tensors)
         spans = self._spans(module)
+        if module.kind == "dora":
+            decoded, lengths, of_rows = decode_dora(module, self.content.tensors)
+            self._put_lengths(module, spans, lengths, of_rows)
+        else:
+            decoded = decode(module, self.content.tensors)
         blocks: dict[str, list[Block]] = {}
         for up, down, scale in decoded.factors:
             for layer, rows in self._split(module, spans, up):
@@ -166,6 +190,18 @@ class _Placer:
         if layer in self.layers and not _equal(self.layers[layer], value):
             raise FileFormatError(f"{self.content.name}: {layer} is given twice, and differently")
         self.layers.setdefault(layer, value)
+
+    def _put_lengths(self, module: Module, spans: tuple[Span, ...], lengths: Tensor, of_rows: bool) -> None:
+        layers = {span.layer for span in spans}
+        if not of_rows and len(layers) > 1:
+            raise NotAdditiveError(
+                f"{self.content.name}: the DoRA of {self._spelled(module)} has lengths of input channels, "
+                f"which run over all of {', '.join(sorted(layers))} and cannot be parted"
+            )
+        for layer, values in self._split(module, spans, lengths) if of_rows else [(spans[0].layer, lengths)]:
+            if layer in self.magnitudes:
+                raise FileFormatError(f"{self.content.name}: the DoRA of {layer} is given twice")
+            self.magnitudes[layer] = Magnitude(values, of_rows)
 
     def _put_offset(self, parameter: str, value: Tensor) -> None:
         check_finite(parameter, value)

@@ -10,7 +10,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.recipe import Source
 from lorahub.bases.model import Base
 from lorahub.errors import FileFormatError
-from lorahub.files.building import AmbiguousBaseError, build
+from lorahub.files.building import AmbiguousBaseError, Builder, build
 from lorahub.files.paths import display_name, find_weights
 from lorahub.files.reading import read
 
@@ -18,12 +18,17 @@ _Name = TypeVar("_Name", str, Path)
 
 
 def load_path(
-    path: str | Path, *, base: str | Base | None = None, allow_pickle: bool = False, hashed: bool = True
+    path: str | Path,
+    *,
+    base: str | Base | None = None,
+    allow_pickle: bool = False,
+    hashed: bool = True,
+    build: Builder = build,
 ) -> Adapter:
     """The adapter in a file or folder, whatever its format.
 
-    base: the base model, when detection should not decide. hashed: see `reading.read`.
-    Raises NotFoundError, FileFormatError (damaged, unknown keys), NotAdditiveError (DoRA and its like),
+    base: the base model, when detection should not decide. hashed: see `reading.read`. build: makes the adapter of one
+    file. Raises NotFoundError, FileFormatError (damaged, unknown keys), NotAdditiveError (DoRA and its like),
     BaseMismatchError (ambiguous base, layers that do not fit).
     """
     files = find_weights(Path(path))

@@ -8,14 +8,14 @@ The formulas are those of LyCORIS (lycoris/functional) and PEFT.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
 from lorahub.errors import FileFormatError, NotAdditiveError, VerificationError
-from lorahub.formats.kinds import NOT_ADDITIVE
+from lorahub.formats.kinds import NOT_ADDITIVE, Part, classify
 from lorahub.formats.layout import Module
 
 Factors = tuple[Tensor, Tensor]
@@ -55,6 +55,37 @@ def decode(module: Module, tensors: Mapping[str, Tensor]) -> Decoded:
         scaled = _wide(parts["lora_bias"]) * scale
         bias = _narrow(scaled if bias is None else _wide(bias) + scaled, parts["lora_bias"])
     return Decoded(tuple(factors), module.kernel, parts.get("diff") if module.kind == "norm" else None, bias)
+
+
+def decode_dora(module: Module, tensors: Mapping[str, Tensor]) -> tuple[Decoded, Tensor, bool]:
+    """The difference ΔW that a DoRA module adds before it rescales, the stored lengths, and whether they are of rows.
+
+    The lengths are [out] when they are of rows, else [in]: the input channels. PEFT's are always of rows, whatever their
+    shape ([1, out, 1, 1] of a convolution); of a `dora_scale` the shape tells ([out, 1], [1, in], with ones for a kernel).
+    Raises FileFormatError when they fit neither side, NotAdditiveError for an embedding, and what `decode` raises.
+    """
+    if "dora_scale" not in module.parts:
+        raise FileFormatError(f"{_where(module)}: the configuration says DoRA, but the file holds no magnitudes for it")
+    key = module.parts["dora_scale"]
+    parts = {role: Part(k, tuple(tensors[k].shape)) for role, k in module.parts.items() if role != "dora_scale"}
+    found = classify(module.prefix, module.name, parts)
+    kind = found[0] if found else ""
+    if kind not in _DECODERS or kind == "embedding":
+        raise NotAdditiveError(f"{_where(module)}: DoRA of {kind or 'such a module'} cannot be read")
+    decoded = decode(replace(module, kind=kind), tensors)
+    lengths = tensors[key].float()
+    sides = (module.out or 0, (module.inn or 0) // prod(module.kernel))
+    if not bool(lengths.isfinite().all()):
+        raise VerificationError(f"{key} holds NaN or Inf")
+    spelled_by_peft = "dora_scale" not in key
+    if lengths.numel() == sides[0] and (spelled_by_peft or lengths.shape[0] == sides[0]):
+        return decoded, lengths.flatten(), True
+    if not spelled_by_peft and lengths.shape[:2] == (1, sides[1]) and lengths.numel() == sides[1]:
+        return decoded, lengths.flatten(), False
+    raise FileFormatError(
+        f"{key}: expected a length for each of {sides[0]} rows"
+        f"{'' if spelled_by_peft else f' or {sides[1]} input channels'}; found shape {list(lengths.shape)}"
+    )
 
 
 def _scale(module: Module, parts: Parts) -> float:

@@ -20,7 +20,7 @@ DEFAULT_RANK = 8
 _MUTATES = "trains on a base it has changed; have PEFT convert it (path_initial_model_for_weight_conversion)"
 NOT_ADDITIVE: Mapping[str, str] = MappingProxyType(
     {
-        "dora": "DoRA rescales W + ΔW to stored magnitudes, so its effect depends on the base's weights",
+        "dora": "DoRA rescales W + ΔW to stored magnitudes, so its effect depends on the base's weights: `lorahub bake` it",
         "oft": "OFT multiplies W by a rotation, so its effect depends on the base's weights",
         "boft": "BOFT multiplies W by a product of rotations, so its effect depends on the base's weights",
         "glora": "GLoRA adds W·A + B, so its effect depends on the base's weights",

@@ -59,7 +59,7 @@ _SPELLINGS: Mapping[tuple[str, str], str] = {
 """(style of the suffix, site of the prefix) -> format; styles that are not here are a format's own name."""
 _STYLES: Mapping[str, str] = {"diffusers": "diffusers", "old": "diffusers-old", "cloneofsimo": "cloneofsimo"}
 _LYCORIS_KINDS = frozenset({"tucker", "loha", "lokr", "full", "norm", "oft", "boft", "glora", "ia3"})
-_SCALED = frozenset({"lora", "tucker", "loha", "lokr", "embedding"})
+_SCALED = frozenset({"lora", "tucker", "loha", "lokr", "embedding", "dora"})
 """Kinds whose ΔW carries a scale of alpha over rank."""
 
 

@@ -37,7 +37,6 @@ def _set(field: str) -> _Test:
 
 _FEATURES: tuple[tuple[str, _Test], ...] = (
     *((name, _initialised(name)) for name in ("pissa", "olora", "corda", "lora_ga", "loftq")),
-    ("dora", _set("use_dora")),
     ("kasa", _set("kasa_config")),
     ("qalora", _set("use_qalora")),
     ("bdlora", _set("use_bdlora")),
@@ -45,8 +44,9 @@ _FEATURES: tuple[tuple[str, _Test], ...] = (
     ("alora", _set("alora_invocation_tokens")),
     ("layer_replication", _set("layer_replication")),
     ("target_parameters", _set("target_parameters")),
+    ("dora", _set("use_dora")),  # last: with base weights it can be baked, whatever stands above it cannot
 )
-"""Kinds (see kinds.NOT_ADDITIVE) that a configuration makes of plain LoRA tensors."""
+"""Kinds (see kinds.NOT_ADDITIVE) that a configuration makes of plain LoRA tensors; the first that is set counts."""
 
 
 @dataclass(frozen=True)
