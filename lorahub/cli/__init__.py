@@ -45,6 +45,7 @@ COMMANDS = {
     "add": "add",
     "scan": "scan",
     "validate": "validate",
+    "tune": "tune",
     "verify": "verify",
     "duplicates": "duplicates",
     "missing": "missing",

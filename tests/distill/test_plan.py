@@ -54,9 +54,8 @@ def test_a_plan_is_what_is_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["sd15", "sd2", "sdxl", "ssd-1b"])
 def test_a_plan_counts_what_peft_would_train(base: str) -> None:
     """On the meta device, so that nothing of the size of SDXL is held."""
-    from peft import LoraConfig, inject_adapter_in_model
-
     from diffusers import UNet2DConditionModel
+    from peft import LoraConfig, inject_adapter_in_model
 
     from lorahub.bases.configs import RECIPES
 

@@ -1,0 +1,108 @@
+"""Validate: open what is asked about, run the checks, record what they find, and answer with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lorahub.errors import UsageError
+from lorahub.expression import quote, render
+from lorahub.references import configured
+from lorahub.validate import checks
+from lorahub.validate.based import describe_pipeline
+from lorahub.validate.opening import Subject, open_subject
+from lorahub.validate.picturing import Pictures, compare, compare_layers, draw
+from lorahub.validate.recording import record as keep
+from lorahub.validate.report import Report
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def validate(
+    subject: str | Path,
+    *,
+    base: str | None = None,
+    base_model: str | Path | DiffusionPipeline | None = None,
+    pictures: Pictures | None = None,
+    numeric: bool = False,
+    against: str | None = None,
+    targets: Collection[str] = (),
+    only: Collection[str] = (),
+    parents: Collection[str | Path] = (),
+    device: str = "cpu",
+    record: bool = True,
+    allow_pickle: bool = False,
+    command: str = "",
+    progress: Callable[..., None] | None = None,
+) -> Report:
+    """Whether an adapter, or the combination that an expression makes of several, may be used, with the evidence.
+
+    subject: an expression, or whatever `lorahub.load` takes as a name. base: its base, where several fit.
+    base_model: a diffusers folder, a single file, a Hub id or a live pipeline; its answers are compared
+    with the vector put on at run time, fused and baked. pictures: what is drawn with it and scored.
+    numeric: the same comparison layer by layer on random weights, which takes no base model.
+    against: an expression that it is claimed to equal, compared layer by layer.
+    targets: programs (`diffusers`, `comfyui`) that must load its files whole; else what they lose is a warning.
+    only: names of checks to run. parents: where to look for the sources of a merged file, besides the registry.
+    record: keep the findings with the version, where the subject is a name in the registry.
+    progress: (done, in all, of what).
+    Raises UsageError for a malformed expression or unknown check, NotFoundError, NetworkError or AuthError for an
+    adapter that cannot be had. Damaged files raise nothing: they fail.
+    """
+    if pictures is not None and base_model is None:
+        raise UsageError("pictures need a base model to draw with: --base-model")
+    names = checks.chosen(only, claimed=against is not None)
+    checks.check_targets(targets)
+    text = quote(str(subject)) if isinstance(subject, Path) else subject
+    with configured() as workspace:
+        opened = open_subject(text, workspace=workspace, base=base, allow_pickle=allow_pickle)
+        if base is None and base_model is not None and any(file.layout and not file.base for file in opened.files):
+            named = describe_pipeline(base_model)
+            opened = open_subject(text, workspace=workspace, base=named, allow_pickle=allow_pickle)
+        opened.claims, opened.targets, opened.parents = against, frozenset(targets), tuple(map(Path, parents))
+        opened.device, opened.progress = resolved(device), progress
+        findings, drawn = checks.run(opened, names), None
+        steps: Mapping[str, Any] = {}
+        if numeric:
+            findings += compare_layers(opened)
+        if base_model is not None:
+            found, steps = compare(opened, base_model)
+            findings += found
+        if base_model is not None and pictures is not None:
+            drawn, found = draw(opened, base_model, pictures)
+            findings += found
+        version = _version(opened)
+        if record and workspace is not None and version is not None:
+            keep(workspace, version, findings, whole=not only)
+        return Report(
+            subject=text,
+            expression=render([(operand.weight, quote(operand.reference)) for operand in opened.operands]),
+            base=opened.base,
+            findings=findings,
+            numbers={**_numbers(opened), **steps},
+            generation=drawn,
+            command=command,
+            files={operand.reference: str(operand.path) for operand in opened.operands},
+        )
+
+
+def resolved(device: str) -> str:
+    """The device itself: `auto` is CUDA where torch finds it, else the CPU."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _version(subject: Subject) -> str | None:
+    """The version of the registry that the subject is, if it is one alone and unscaled."""
+    operand = subject.operands[0]
+    alone = len(subject.operands) == 1 and operand.weight == 1
+    return operand.record.reference if alone and operand.record is not None else None
+
+
+def _numbers(subject: Subject) -> Mapping[str, Any]:
+    """What was measured on the way; checks that were not run measured nothing."""
+    measured = vars(subject).get("measured", (None, ""))[0]
+    return {} if measured is None else measured.to_json()
