@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast examples are made or run says how busy the machine is, not whether the code is right.
+settings.register_profile("lorahub", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lorahub")
 
 
 @pytest.fixture(scope="session")
