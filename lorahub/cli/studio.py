@@ -47,7 +47,7 @@ def show(folder: Path, as_json: bool, **given: Any) -> None:
     """Add a style and an acceleration vector in a fresh registry, and draw with 1, 2, 4, 8 and 50 steps.
 
     The rows are the base, the style, and 0.8*style + 1.0*lcm at half its rank, all with the same prompts and noise.
-    Leaves a picture and a self-contained page, and prints the scores. Takes about two minutes on two cores.
+    Leaves a picture and a self-contained page, and prints the scores. Takes a minute or two.
 
     \b
     Examples:
@@ -75,7 +75,7 @@ def show(folder: Path, as_json: bool, **given: Any) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted build in the folder.")
 @options.json_option
 def build(folder: Path, resume: bool, as_json: bool) -> None:
-    """Make the tiny model and its vectors again from nothing: two hours on one core.
+    """Make the tiny model and its vectors again from nothing: an hour and a half on one core.
 
     Every stage is seeded. An interrupted build goes on from its last checkpoint with --resume.
 

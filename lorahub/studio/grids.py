@@ -6,7 +6,6 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -77,7 +76,3 @@ td:first-child, th:first-child {{ text-align: left; }}
 {rows}</table>
 </html>
 """
-
-
-def write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

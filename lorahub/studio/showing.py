@@ -110,7 +110,7 @@ def show(
     )
     picture.save(output / "grid.png")
     text = grids.page(f"{style} in few steps", _words(style, combined, prompts), picture, table(cells))
-    grids.write(text, output / "index.html")
+    (output / "index.html").write_text(text, encoding="utf-8")
     return Shown(
         style, tuple(prompts[:_SHOWN]), compatibility, combined, cells, output / "grid.png", output / "index.html"
     )

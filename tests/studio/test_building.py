@@ -53,7 +53,15 @@ def test_its_vectors_are_ordinary_files(built: Path) -> None:
     assert pipe.get_list_adapters() == {"unet": ["outline"]}
 
 
-@pytest.mark.parametrize("at", [("autoencoder", 2), ("base", 1), ("lcm", 1)])
+@pytest.mark.parametrize(
+    "at",
+    [
+        ("base", 1),
+        pytest.param(("autoencoder", 2), marks=pytest.mark.slow),
+        pytest.param(("lcm", 1), marks=pytest.mark.slow),
+        pytest.param(("outline", 1), marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_build_ends_the_same(built: Path, tmp_path: Path, at: tuple[str, int]) -> None:
     def stop(stage: str, done: int, steps: int, loss: float) -> None:
         if (stage, done) == at:
