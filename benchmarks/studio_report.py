@@ -23,7 +23,7 @@ def write(result: dict[str, Any], output: Path) -> None:
 
 
 def _text(result: dict[str, Any]) -> Iterable[str]:
-    yield f"{result['images']} images a cell; the recipe was chosen on {', '.join(result['tuned on'])}.\n"
+    yield f"{result['images']} images a cell.\n"
     yield from _matrix("base", result["base"])
     for style, found in result["styles"].items():
         yield from _matrix(style, found["rows"])
