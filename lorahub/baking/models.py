@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lorahub.bases.configs import RECIPES, Part
 from lorahub.checkpoints import Checkpoint, open_checkpoint
 from lorahub.errors import PartialError
+from lorahub.quiet import quiet
 
 
 def loadable(checkpoint: Checkpoint, component: str) -> str:
@@ -57,19 +58,9 @@ def answer(model: nn.Module) -> Tensor:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Neither progress bars of the libraries nor their own deprecations."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _folder(checkpoint: Checkpoint, component: str, path: Path) -> Path:

@@ -21,8 +21,8 @@ def load_base(base: str, precision: str = "no") -> DiffusionPipeline:
     from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
-    from lorahub.distill.quiet import quiet
     from lorahub.hub.errors import translated
+    from lorahub.quiet import quiet
 
     if not base:
         raise UsageError("base: name the folder or the Hub repository of the base pipeline")

@@ -21,7 +21,6 @@ from lorahub.bases import library
 from lorahub.bases.live import tables
 from lorahub.distill.conditioning import Conditioning
 from lorahub.distill.models import ADAPTER, denoise
-from lorahub.distill.quiet import quiet
 from lorahub.distill.settings import Settings
 from lorahub.errors import VerificationError
 from lorahub.files.probe import distance
@@ -29,6 +28,7 @@ from lorahub.files.saving import Saved, save
 from lorahub.files.store import replacing
 from lorahub.formats.encode import UNLISTED_DOTTED
 from lorahub.pipeline import detach, read_adapter
+from lorahub.quiet import quiet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -22,13 +22,13 @@ from lorahub.distill.conditioning import Batch, Source, has_pooled, unconditiona
 from lorahub.distill.devices import accelerating
 from lorahub.distill.models import Networks
 from lorahub.distill.optimising import learning_rate, optimizer_for
-from lorahub.distill.quiet import quiet
 from lorahub.distill.saving import Probe, base_of, difference, probe, save_checked, trained_adapter
 from lorahub.distill.settings import Settings
 from lorahub.distill.solver import Schedule
 from lorahub.errors import ConflictError, UsageError, VerificationError
 from lorahub.files.saving import Saved
 from lorahub.pipeline import attach, detach
+from lorahub.quiet import quiet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from lorahub.errors import ConflictError
 from lorahub.files.store import replacing
+from lorahub.quiet import quiet
 from lorahub.studio import models, shipped, styles, training, vectors
 from lorahub.studio.fitting import Schedule
 
@@ -82,7 +83,7 @@ class _Build:
         vae = training.train_vae(plan.vae, **self.how("autoencoder"))
         text_encoder, unet = training.train_base(vae, plan.base, pictures=plan.pictures, **self.how("base"))
         pipe = models.assemble(vae.half(), text_encoder, unet.half())
-        with shipped.quiet(), replacing(place, force=False) as temporary:
+        with quiet(), replacing(place, force=False) as temporary:
             pipe.save_pretrained(temporary)
 
     def scorer(self) -> None:

@@ -7,14 +7,13 @@ file; in memory all is float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lorahub.errors import NotFoundError
+from lorahub.quiet import quiet
 from lorahub.studio import styles
 from lorahub.studio.scoring import Scorer
 
@@ -54,26 +53,6 @@ def scorer(folder: Path = SHIPPED) -> Scorer:
         {key: value.float() for key, value in load_file(_existing(folder / "scorer.safetensors")).items()}
     )
     return model.eval()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars of diffusers and transformers, which are about milliseconds here."""
-    import transformers.utils.logging as of_transformers
-    from diffusers.utils import logging as of_diffusers
-
-    loggers = (of_transformers, of_diffusers)
-    shown = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in loggers]
-    for library in loggers:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, (bars, verbosity) in zip(loggers, shown, strict=True):
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
 
 
 def _existing(place: Path) -> Path:

@@ -25,9 +25,10 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.errors import UsageError
 from lorahub.files.store import replacing
 from lorahub.pipeline import attach, detach
+from lorahub.quiet import quiet
 from lorahub.validate.cells import Cell, Picture, Plan
 from lorahub.validate.fitting import Fit
-from lorahub.validate.pipelines import fingerprint, place, quiet, scheduler_settings, unplace
+from lorahub.validate.pipelines import fingerprint, place, scheduler_settings, unplace
 from lorahub.validate.samplers import call_arguments, scheduler
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from lorahub.algebra.adapter import Adapter
 from lorahub.errors import LorahubError
 from lorahub.pipeline import attach, detach
+from lorahub.quiet import quiet
 from lorahub.validate.finding import Finding, Severity
 from lorahub.validate.numeric_layers import TOLERANCES, dense
-from lorahub.validate.pipelines import quiet
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -59,14 +59,16 @@ def check_layers(
     except LorahubError as error:
         return (Finding(_CHECK, Severity.INCONCLUSIVE, f"cannot be judged: {error}"),)
     names = [name for name, layer in whole.layers.items() if layer.rank]
-    if not names:
-        return (Finding(_CHECK, Severity.INCONCLUSIVE, "cannot be judged: no layer changes anything"),)
     found: dict[str, Apart] = {}
     with _own_random():
         for done, name in enumerate(names, start=1):
-            found[name] = _layer(name, whole, operands, getattr(torch, dtype), device)
+            change = dense(operands, name)
+            if bool(change.any()):
+                found[name] = _layer(name, whole, change, getattr(torch, dtype), device)
             if progress is not None:
                 progress(done, len(names))
+    if not found:
+        return (Finding(_CHECK, Severity.INCONCLUSIVE, "cannot be judged: no layer changes anything"),)
     return tuple(_findings(found, TOLERANCES[dtype], dtype))
 
 
@@ -85,10 +87,7 @@ def dense(operands: Sequence[tuple[float, Adapter]], name: str) -> Tensor:
     return total.reshape(shape)
 
 
-def _layer(
-    name: str, whole: Adapter, operands: Sequence[tuple[float, Adapter]], dtype: torch.dtype, device: str
-) -> Apart:
-    change = dense(operands, name)
+def _layer(name: str, whole: Adapter, change: Tensor, dtype: torch.dtype, device: str) -> Apart:
     random = torch.Generator().manual_seed(len(name))
     spread = float(change.norm()) / math.sqrt(change.numel())
     weight = torch.randn(change.shape, generator=random) * spread

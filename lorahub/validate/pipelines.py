@@ -10,8 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from lorahub.checkpoints import open_checkpoint
 from lorahub.errors import FileFormatError, NotFoundError, UsageError
 from lorahub.files.paths import PICKLE_SUFFIXES
 from lorahub.hub.errors import translated
+from lorahub.quiet import quiet
 from lorahub.validate.fitting import Fit, choose
 
 if TYPE_CHECKING:
@@ -126,26 +126,6 @@ def scheduler_settings(scheduler: Any) -> dict[str, Any]:
     # Names with an underscore say how the object was made: from a file, with defaults, by which version.
     kept = {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}
     return dict(json.loads(json.dumps(kept, default=str, sort_keys=True)))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and notices of diffusers and transformers; errors are still raised."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = (of_diffusers, of_transformers)
-    before = [(library.is_progress_bar_enabled(), library.get_verbosity()) for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, (bars, verbosity) in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
 
 
 def _found(base: str | Path) -> Path:

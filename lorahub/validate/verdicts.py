@@ -22,6 +22,8 @@ SAME_NOISE = 0.5
 """A solver of the base goes where the many steps go, so with half a seed's difference left it has not arrived."""
 STYLE_KEPT = 0.5
 """Nearer to the style's pictures than to the base's."""
+_ABSURD = 3.0
+"""A share of the way beyond this is a quotient of noise by noise."""
 OVER_SATURATED = 1.25
 OVER_SHARP, BLURRED = 2.0, 0.5
 """Ratios to the many-step pictures beyond which a warning is given."""
@@ -106,6 +108,12 @@ def _style(generation: Generation, cell: Cell) -> Iterator[Finding]:
         return
     low, high = interval(kept)
     value = float(kept.mean())
+    if abs(value) > _ABSURD:
+        said = (
+            "the style's pictures are too near to the base's to say how much of the style is kept: draw more pictures"
+        )
+        yield Finding("pictures.style", Severity.INCONCLUSIVE, said, value=value, limit=STYLE_KEPT)
+        return
     severity = Severity.PASS if low >= STYLE_KEPT else Severity.WARNING if high < STYLE_KEPT else Severity.INCONCLUSIVE
     said = f"{_title(cell)}: {value:.0%} of the way from the base's pictures to the style's"
     if severity is Severity.WARNING:

@@ -9,6 +9,7 @@ import pytest
 
 import lorahub as lh
 from lorahub.errors import ConflictError
+from lorahub.quiet import quiet
 from lorahub.studio import building, sampling, shipped, world
 from lorahub.studio.fitting import Schedule
 
@@ -48,7 +49,7 @@ def test_its_vectors_are_ordinary_files(built: Path) -> None:
     assert lcm.layers.keys() == outline.layers.keys()
     assert lh.norm(lcm) > 0 < lh.norm(outline)
     pipe = shipped.load(built)
-    with shipped.quiet():
+    with quiet():
         pipe.load_lora_weights(built / "vectors", weight_name="outline.safetensors", adapter_name="outline")
     assert pipe.get_list_adapters() == {"unet": ["outline"]}
 

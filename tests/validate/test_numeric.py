@@ -70,6 +70,15 @@ def test_nothing_to_apply_is_inconclusive() -> None:
     assert numeric_layers.check_layers([(0.0, vector(1))])[0].severity is Severity.INCONCLUSIVE
 
 
+def test_a_layer_that_changes_nothing_is_no_failure() -> None:
+    """Published adapters have layers whose up factor never left zero."""
+    idle = {name: LowRank.of(layer.up * 0, layer.down, shape=layer.shape) for name, layer in vector(1).layers.items()}
+    nothing = lh.Adapter("unlisted:dotted", idle)
+    assert numeric_layers.check_layers([(1.0, nothing)])[0].severity is Severity.INCONCLUSIVE
+    some = lh.Adapter("unlisted:dotted", {**vector(1).layers, "unet.conv": idle["unet.conv"]})
+    assert [finding.severity for finding in numeric_layers.check_layers([(1.0, some)])] == [Severity.PASS]
+
+
 @pytest.mark.parametrize("kind", pipes.MAKERS)
 def test_a_whole_denoiser_answers_alike_and_is_left_as_it_came(kind: str) -> None:
     pipe = pipes.MAKERS[kind]()
