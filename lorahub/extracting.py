@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.dense import leading, singular_values
-from lorahub.algebra.lowrank import Block, LowRank
+from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Recipe, Source, Step, Sum
-from lorahub.algebra.truncate import LayerReport, Progress, Truncated
+from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, naming, rounded
 from lorahub.checkpoints import Checkpoint, Stored, open_checkpoint
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -66,12 +66,13 @@ def extract(
     kept = {name: gap.cpu() for name, gap in extra.items()} if offsets else {}
     lost = {} if offsets else {"norms and biases": _total(extra.values())}
     lost["embeddings"] = _total(gap for name in pair.embeddings if (gap := pair.difference(name)) is not None)
-    choosers, recipe, text = _choosers(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
+    chooser, recipe, text = _chooser(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
     report: dict[str, LayerReport] = {}
     for done, name in enumerate(pair.layers, 1):
         gap = pair.difference(name)
         if gap is not None:
-            layer, report[name] = _reduced(name, gap, pair.shape(name), choosers(name), dtype)
+            with naming(name):
+                layer, report[name] = _reduced(gap, pair.shape(name), chooser(name), dtype)
             if layer.rank:
                 changed[name] = layer
         if progress:
@@ -171,7 +172,7 @@ def _notes(one: Checkpoint, other: Checkpoint, wanted: Collection[str]) -> Itera
         yield from (f"{each.path}: {note}" for note in each.notes)
 
 
-def _choosers(
+def _chooser(
     pair: _Pair,
     rule: RankRule | Callable[[Adapter], RankRule],
     offsets: Mapping[str, Tensor],
@@ -197,12 +198,8 @@ def _choosers(
     if not isinstance(rule, RankRule):
         shapes = {name: LowRank(pair.shape(name), ()) for name in spectra}
         rule = rule(Adapter(pair.base.base, shapes, offsets, {}, recipe("budget")))
-    alike = rule.per_layer
-    if alike is not None:
-        return lambda name: alike, recipe(str(rule)), str(rule)
-    assert rule.overall is not None
-    ranks = rule.overall(spectra, {name: _matrix(pair.base.layers[name]) for name in spectra})
-    return lambda name: lambda sigma: min(ranks[name], len(sigma)), recipe(str(rule)), str(rule)
+    matrices = {name: _matrix(pair.base.layers[name]) for name in spectra}
+    return choosers(rule, matrices, spectra.__getitem__), recipe(str(rule)), str(rule)
 
 
 def _source(checkpoint: Checkpoint) -> Source:
@@ -216,21 +213,10 @@ def _source(checkpoint: Checkpoint) -> Source:
     )
 
 
-def _reduced(
-    name: str, gap: Tensor, shape: tuple[int, ...], choose: Choose, dtype: torch.dtype
-) -> tuple[LowRank, LayerReport]:
+def _reduced(gap: Tensor, shape: tuple[int, ...], choose: Choose, dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
     found = leading(gap, choose)
-    up, down = found.up.cpu().to(dtype), found.down.cpu().to(dtype)
-    rank = len(found.sigma)
-    # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
-    change = (up - found.up.cpu()).square_().sum(0).double() + (down - found.down.cpu()).square_().sum(1).double()
-    rounding = float((found.sigma * change).sum().sqrt())
-    if not math.isfinite(rounding):
-        raise VerificationError(
-            f"{name}: the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
-        )
-    layer = LowRank(shape, (Block(up.contiguous(), down.contiguous()),) if rank else ())
-    return layer, LayerReport(min(gap.shape), rank, found.norm, found.error, rounding)
+    layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype)
+    return layer, LayerReport(min(gap.shape), len(found.sigma), found.norm, found.error, rounding)
 
 
 def _total(tensors: Iterator[Tensor] | Collection[Tensor]) -> float:

@@ -85,11 +85,20 @@ def truncate(
     dtype: of the new factors. device: where the products run; the result is on the CPU.
     Raises VerificationError for NaN or Inf in the weights, and when a factor overflows `dtype`.
     """
-    chooser = _choosers(adapter, rule, dtype == torch.float64, device)
+    exact = dtype == torch.float64
+
+    def spectrum_of(name: str) -> Tensor:
+        layer = adapter.layers[name]
+        if not layer.rank:
+            return torch.zeros(0, dtype=torch.float64)
+        return decompose(layer, lambda sigma: 1, exact=exact, device=device).sigma
+
+    shapes = {name: layer.matrix_shape for name, layer in adapter.layers.items()}
+    chooser = choosers(rule, shapes, spectrum_of)
     layers: dict[str, LowRank] = {}
     report: dict[str, LayerReport] = {}
     for done, (name, layer) in enumerate(adapter.layers.items(), 1):
-        with _naming(name):
+        with naming(name):
             shorter, report[name] = _truncate_layer(layer, chooser(name), dtype, device)
         if shorter.rank:
             layers[name] = shorter
@@ -100,7 +109,7 @@ def truncate(
 
 
 @contextlib.contextmanager
-def _naming(layer: str) -> Iterator[None]:
+def naming(layer: str) -> Iterator[None]:
     """Puts the layer's name before what is wrong with its values."""
     try:
         yield
@@ -113,17 +122,22 @@ def spectrum(layer: LowRank, *, device: str = "cpu") -> Tensor:
     return decompose(layer, exact=True, device=device).sigma if layer.rank else torch.zeros(0, dtype=torch.float64)
 
 
-def _choosers(adapter: Adapter, rule: RankRule, exact: bool, device: str) -> Callable[[str], Callable[[Tensor], int]]:
-    """layer name -> the function that decides its rank, once layers that compete have been weighed."""
-    if rule.per_layer is not None:
-        return lambda name: rule.per_layer  # type: ignore[return-value]
+def choosers(
+    rule: RankRule, shapes: Mapping[str, tuple[int, int]], spectrum_of: Callable[[str], Tensor]
+) -> Callable[[str], Callable[[Tensor], int]]:
+    """layer name -> the function that decides its rank, once layers that compete have been weighed.
+
+    shapes: (rows, columns) of every layer. spectrum_of: layer name -> its singular values; asked only where they compete.
+    """
+    alike = rule.per_layer
+    if alike is not None:
+        return lambda name: alike
     assert rule.overall is not None
     spectra = {}
-    for name, layer in adapter.layers.items():
-        with _naming(name):
-            found = decompose(layer, lambda sigma: 1, exact=exact, device=device) if layer.rank else None
-        spectra[name] = found.sigma if found else torch.zeros(0, dtype=torch.float64)
-    ranks = rule.overall(spectra, {name: layer.matrix_shape for name, layer in adapter.layers.items()})
+    for name in shapes:
+        with naming(name):
+            spectra[name] = spectrum_of(name).cpu()
+    ranks = rule.overall(spectra, shapes)
     return lambda name: lambda sigma: min(ranks[name], len(sigma))
 
 
@@ -134,22 +148,25 @@ def _truncate_layer(
         return layer, LayerReport(0, 0, 0.0, 0.0, 0.0)
     found = decompose(layer, choose, exact=dtype == torch.float64, device=device)
     squares = found.sigma.square()
-    up, down = found.factors()
+    kept, rounding = rounded(*found.factors(), found.sigma[: found.rank], layer.shape, dtype)
+    norm, error = float(squares.sum().sqrt()), float(squares[found.rank :].sum().sqrt())
+    return kept, LayerReport(layer.rank, found.rank, norm, error, rounding)
+
+
+def rounded(
+    up: Tensor, down: Tensor, sigma: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[LowRank, float]:
+    """up @ down as one block in `dtype`, on the CPU, and the norm of what rounding changed.
+
+    up [out, rank], down [rank, in]: balanced, each carries the square root of `sigma` [rank].
+    Raises VerificationError when a factor overflows `dtype`.
+    """
     new_up, new_down = up.to(dtype), down.to(dtype)
     # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
-    kept = found.sigma[: found.rank]
     change = (new_up - up).square_().sum(0).double() + (new_down - down).square_().sum(1).double()
-    rounding = float((kept * change).sum().sqrt())
+    rounding = float((sigma * change.to(sigma.device)).sum().sqrt())
     if not math.isfinite(rounding):
         raise VerificationError(
             f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
         )
-    report = LayerReport(
-        layer.rank,
-        found.rank,
-        float(squares.sum().sqrt()),
-        float(squares[found.rank :].sum().sqrt()),
-        rounding,
-    )
-    blocks = (Block(new_up.cpu(), new_down.cpu()),) if found.rank else ()
-    return LowRank(layer.shape, blocks), report
+    return LowRank(shape, (Block(new_up.cpu(), new_down.cpu()),) if len(sigma) else ()), rounding

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.dense import leading
 from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.recipe import Source
 from lorahub.bases import library
@@ -77,7 +78,7 @@ def trained_adapter(pipeline: DiffusionPipeline, base: str | None, settings: Set
 
 
 def difference(trained: Any, base: Any, name: str | None, settings: Settings) -> Adapter:
-    """The vector from one U-Net to another of the same layers, each `targets` layer cut to `rank` (Eckart-Young).
+    """The vector from one U-Net to another of the same layers, each `targets` layer cut to `rank` (`algebra.dense`).
 
     What no LoRA holds (biases, normalisations) and the layers that are not targets are left out.
     """
@@ -88,12 +89,9 @@ def difference(trained: Any, base: Any, name: str | None, settings: Settings) ->
         if weight is None or weight.ndim < 2 or not _is_target(module, settings.targets):
             continue
         delta = (weight.detach().float() - before[module].weight.detach().float()).flatten(1)
-        left, sigma, right = torch.linalg.svd(delta, full_matrices=False)
-        rank = min(settings.rank, int((sigma > 0).sum()))
-        root = sigma[:rank].sqrt()
-        up, down = left[:, :rank] * root, root[:, None] * right[:rank]
-        if rank:
-            layers[f"unet.{module}"] = LowRank.of(up.cpu(), down.cpu(), shape=tuple(weight.shape))
+        found = leading(delta, lambda sigma: settings.rank)
+        if len(found.sigma):
+            layers[f"unet.{module}"] = LowRank.of(found.up.cpu(), found.down.cpu(), shape=tuple(weight.shape))
     return _described(Adapter(name or UNLISTED_DOTTED, layers), settings)
 
 

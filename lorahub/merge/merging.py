@@ -5,11 +5,9 @@ The rule: nothing larger than one layer's dense ΔW and the output is ever held.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +15,11 @@ from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.decompose import Decomposition
-from lorahub.algebra.lowrank import Block, LowRank
+from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.ranks import RankRule, fixed
 from lorahub.algebra.recipe import Step
-from lorahub.algebra.truncate import LayerReport, Progress, Truncated
-from lorahub.errors import UsageError, VerificationError
+from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, naming, rounded
+from lorahub.errors import UsageError
 from lorahub.merge import joint
 from lorahub.merge.elementwise import merged
 from lorahub.merge.methods import Method, Value, check_settings, check_weights, find
@@ -63,11 +61,12 @@ def merge(
         )
     union = functools.reduce(operator.add, adapters)  # for its checks, and for all names in order
     work = _Work(row, checked, adapters, weights, dtype == torch.float64, device)
-    ranks = _rules(rule or _EVERYTHING, union, work)
+    shapes = {name: layer.matrix_shape for name, layer in union.layers.items()}
+    ranks = choosers(rule or _EVERYTHING, shapes, work.spectrum)
     layers: dict[str, LowRank] = {}
     report: dict[str, LayerReport] = {}
     for done, name in enumerate(union.layers, 1):
-        with _naming(name):
+        with naming(name):
             layer, report[name] = _stored(work.layer(name, ranks(name)), union.layers[name].shape, dtype)
         if layer.rank:
             layers[name] = layer
@@ -111,6 +110,11 @@ class _Work:
         squares = found.sigma.square()
         return Reduced(found, float(squares.sum().sqrt()), float(squares[found.rank :].sum().sqrt()))
 
+    def spectrum(self, name: str) -> Tensor:
+        """The singular values of the merged layer."""
+        layer = self.layer(name, lambda sigma: 1)
+        return layer.found.sigma if layer else torch.zeros(0, dtype=torch.float64)
+
     def _merged(self, pairs: Mapping[int, Pair], name: str) -> Tensor:
         return merged(pairs, self.weights, self.method, self.settings, name)
 
@@ -138,43 +142,10 @@ class _Work:
         return torch.stack([self.weights[i] * offset for i, offset in present.items()]).sum(0)
 
 
-@contextlib.contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    """Puts the layer's name before what is wrong with its values."""
-    try:
-        yield
-    except VerificationError as error:
-        raise VerificationError(f"{layer}: {error}") from None
-
-
-def _rules(rule: RankRule, union: Adapter, work: _Work) -> Callable[[str], Callable[[Tensor], int]]:
-    """layer name -> the function that decides its rank, once layers that compete have been weighed."""
-    if rule.per_layer is not None:
-        return lambda name: rule.per_layer  # type: ignore[return-value]
-    assert rule.overall is not None
-    spectra: dict[str, Tensor] = {}
-    for name in union.layers:
-        with _naming(name):
-            layer = work.layer(name, lambda sigma: 1)
-        spectra[name] = layer.found.sigma.cpu() if layer else torch.zeros(0, dtype=torch.float64)
-    ranks = rule.overall(spectra, {name: layer.matrix_shape for name, layer in union.layers.items()})
-    return lambda name: lambda sigma: min(ranks[name], len(sigma))
-
-
 def _stored(reduced: Reduced | None, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
     """The triplets kept as one block of balanced factors in `dtype`, and what that cost."""
     if reduced is None:
         return LowRank(shape, ()), LayerReport(0, 0, 0.0, 0.0, 0.0)
     found = reduced.found
-    up, down = found.factors()
-    new_up, new_down = up.to(dtype), down.to(dtype)
-    # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
-    change = (new_up - up).square_().sum(0).double() + (new_down - down).square_().sum(1).double()
-    rounding = float((found.sigma[: found.rank] * change).sum().sqrt())
-    if not math.isfinite(rounding):
-        raise VerificationError(
-            f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
-        )
-    report = LayerReport(len(found.sigma), found.rank, reduced.norm, reduced.error, rounding)
-    blocks = (Block(new_up.cpu(), new_down.cpu()),) if found.rank else ()
-    return LowRank(shape, blocks), report
+    layer, rounding = rounded(*found.factors(), found.sigma[: found.rank], shape, dtype)
+    return layer, LayerReport(len(found.sigma), found.rank, reduced.norm, reduced.error, rounding)
