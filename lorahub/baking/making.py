@@ -80,25 +80,12 @@ def bake(
     planned = plan(checkpoint, request, device)
     if check:
         can_check(planned)
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, planned.tensors)
 
     def written_again(path: Path) -> bool:
         return (temporary / path.relative_to(target)).exists()
 
     with replacing(target, force=force, replaceable=written_again) as temporary:
-        left_out: tuple[str, ...] = ()
-        if checkpoint.path.is_dir():
-            left_out = write_folder(planned, temporary, device, advance)
-            placed = {file: temporary / file.relative_to(checkpoint.path) for file in checkpoint.files}
-        else:
-            write_file(planned, checkpoint.path, temporary, device, advance)
-            placed = {checkpoint.path: temporary}
+        placed, left_out = _write(planned, temporary, device, progress)
         rounding = verify(planned, placed)
         checked = check_outputs(planned, temporary) if check else None
         size = sum(file.stat().st_size for file in (temporary, *temporary.rglob("*")) if file.is_file())
@@ -118,6 +105,26 @@ def bake(
         (*checkpoint.notes, *_notes(planned, rounding)),
         checked,
     )
+
+
+def _write(
+    planned: Plan, temporary: Path, device: str, progress: Callable[[int, int], None] | None
+) -> tuple[dict[Path, Path], tuple[str, ...]]:
+    """Where each file of the checkpoint was written, and what of its folder was left out."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, planned.tensors)
+
+    checkpoint = planned.checkpoint
+    if not checkpoint.path.is_dir():
+        write_file(planned, checkpoint.path, temporary, device, advance)
+        return {checkpoint.path: temporary}, ()
+    left_out = write_folder(planned, temporary, device, advance)
+    return {file: temporary / file.relative_to(checkpoint.path) for file in checkpoint.files}, left_out
 
 
 def _refuse_place(checkpoint: Checkpoint, target: Path) -> None:

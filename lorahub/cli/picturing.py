@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WISH = (
     "prompts", "negative", "seeds", "steps", "reference_steps", "guidance", "samplers", "sweep", "height", "width", "folder",
+    "accelerators", "feature_model", "clip_model",
 )  # fmt: skip
 
 
@@ -82,15 +83,31 @@ def picture_options(command: _Command) -> _Command:
                 metavar="DIR",
                 help="Keep pictures here, and take those that lie here from an interrupted run.",
             ),
+            click.option(
+                "--accelerator",
+                "accelerators",
+                multiple=True,
+                metavar="NAME=FAMILY",
+                help="This operand accelerates, and is drawn as lcm, tcd, hyper-sd and so on are.",
+            ),
+            click.option(
+                "--feature-model",
+                type=click.Path(exists=True),
+                metavar="FILE",
+                help="Network for the scores features and frechet.",
+            ),
+            click.option(
+                "--clip-model", type=click.Path(exists=True), metavar="DIR", help="Folder of a CLIP for the score clip."
+            ),
         ]
     ):
         command = option(command)
     return command
 
 
-def wish(given: dict[str, Any], *more: str) -> Pictures | None:
-    """Takes the options of pictures, and `more` of them, out of what was given; None where nothing is to be drawn."""
-    said = {name: value for name in (*_WISH, *more) if (value := given.pop(name, None)) not in (None, ())}
+def wish(given: dict[str, Any]) -> Pictures | None:
+    """Takes the options of pictures out of what was given; None where nothing is to be drawn."""
+    said = {name: value for name in _WISH if (value := given.pop(name, None)) not in (None, ())}
     if not said.get("prompts"):
         if said:
             raise click.UsageError("say what to draw with --prompt")

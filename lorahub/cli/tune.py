@@ -42,10 +42,6 @@ _SHOWN = 20
 @click.option("--search-seed", "seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search.")
 @picturing.picture_options
 @click.option(
-    "--feature-model", type=click.Path(exists=True), metavar="FILE", help="Network for the scores features and frechet."
-)
-@click.option("--clip-model", type=click.Path(exists=True), metavar="DIR", help="Folder of a CLIP for the score clip.")
-@click.option(
     "-o", "--output", "page", type=click.Path(dir_okay=False), metavar="FILE", help="Also write a page: tuned.html."
 )
 @options.base_option

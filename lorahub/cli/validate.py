@@ -42,17 +42,6 @@ EXIT_CODES = {"pass": 0, "warning": 0, "fail": 7, "inconclusive": 8}
 @picturing.picture_options
 @click.option("--steps", type=picturing.Numbers(), metavar="N,N...", help="Columns of the figure. [1,2,4,8]")
 @click.option("--sweep", metavar="NAME=FROM:TO:BY", help="Draw with these weights of one operand.")
-@click.option(
-    "--feature-model", type=click.Path(exists=True), metavar="FILE", help="Network for the scores features and frechet."
-)
-@click.option("--clip-model", type=click.Path(exists=True), metavar="DIR", help="Folder of a CLIP for the score clip.")
-@click.option(
-    "--accelerator",
-    "accelerators",
-    multiple=True,
-    metavar="NAME=FAMILY",
-    help="This operand accelerates, and is drawn as lcm, tcd, hyper-sd and so on are.",
-)
 @click.option("--numeric", is_flag=True, help="Also compare run time, fused and baked, layer by layer.")
 @click.option(
     "-o", "--output", "page", type=click.Path(dir_okay=False), metavar="FILE", help="Also write a page: report.html."
@@ -83,7 +72,7 @@ def command(
       lorahub validate fast --for diffusers --sarif findings.sarif
       lorahub validate "papercut + lcm" --base-model sdxl/ --prompt "a fox" --sweep lcm=0.6:1.2:0.2 -o report.html
     """
-    pictures = picturing.wish(given, "feature_model", "clip_model", "accelerators")
+    pictures = picturing.wish(given)
     with output.progress("validating") as advance:
         from lorahub.validate.page import write_page
         from lorahub.validate.running import validate

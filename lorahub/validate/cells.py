@@ -54,13 +54,12 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to draw. Every cell has all prompts and seeds.
+class Wanted:
+    """What to draw, as people say it. Every cell has all prompts and seeds.
 
     steps: columns. reference_steps: of the many-step pictures that all others are compared with.
     guidance: of the base's own samplers; None is the pipeline's default. samplers: of `samplers.NAMES`, the first one
     draws the references; none means all that the pipeline takes. height, width: pixels, None is the pipeline's own.
-    acceleration: how the combination is drawn; None when no term accelerates, and then the base's samplers draw it.
     Raises UsageError for a plan without prompts, seeds or steps, or with numbers out of range.
     """
 
@@ -71,8 +70,6 @@ class Plan:
     reference_steps: int = 25
     guidance: float | None = None
     samplers: tuple[str, ...] = ()
-    acceleration: Acceleration | None = None
-    sweep: Sweep | None = None
     height: int | None = None
     width: int | None = None
 
@@ -89,6 +86,17 @@ class Plan:
                 f"reference steps: expected more than the {max(self.steps)} steps that are compared with them, "
                 f"got {self.reference_steps}"
             )
+
+
+@dataclass(frozen=True)
+class Plan(Wanted):
+    """What to draw of an expression whose terms are known.
+
+    acceleration: how the combination is drawn; None when no term accelerates, and then the base's samplers draw it.
+    """
+
+    acceleration: Acceleration | None = None
+    sweep: Sweep | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Every field by name."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorahub.errors import UsageError
-from lorahub.validate.cells import Acceleration, Generation, Plan
+from lorahub.validate.cells import Acceleration, Generation, Plan, Wanted
 from lorahub.validate.checks_sum import Part, parts_of
 from lorahub.validate.finding import Finding, Severity
 from lorahub.validate.opening import Subject
@@ -21,24 +21,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What to draw: the fields of `cells.Plan`, its sweep spelled `lcm=0.6:1.2:0.2`, and the folder for the pictures.
+class Pictures(Wanted):
+    """What to draw, and with what to score it.
 
+    sweep: spelled `lcm=0.6:1.2:0.2`.
     folder: pictures that lie there and were drawn with the same settings are taken; None is a new temporary folder.
     accelerators: `TERM=FAMILY`, for accelerators that neither their names nor the registry tell, see `samplers.declared`.
     feature_model, clip_model: networks that some scores need, see `judges.find_judges`.
     """
 
-    prompts: tuple[str, ...]
-    negative: str = ""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    steps: tuple[int, ...] = (1, 2, 4, 8)
-    reference_steps: int = 25
-    guidance: float | None = None
-    samplers: tuple[str, ...] = ()
     sweep: str | None = None
-    height: int | None = None
-    width: int | None = None
     folder: Path | None = None
     accelerators: tuple[str, ...] = ()
     feature_model: str | Path | None = None
@@ -97,7 +89,7 @@ def draw(
         return None, (Finding("pictures", Severity.INCONCLUSIVE, f"nothing can be drawn: {subject.combined[1]}"),)
     terms, plan = planned(subject, wish)
     judges = find_judges(wish.feature_model, wish.clip_model)
-    folder = wish.folder or Path(tempfile.mkdtemp(prefix="lorahub-pictures-"))
+    folder = folder_of(wish)
 
     def advance(done: int, total: int) -> None:
         if subject.progress is not None:
@@ -105,6 +97,11 @@ def draw(
 
     generation = generate(base_model, terms, plan, folder, device=subject.device, judges=judges, progress=advance)
     return generation, judge(generation)
+
+
+def folder_of(wish: Pictures) -> Path:
+    """Where the pictures go: they are kept, since a report says where each of them lies."""
+    return wish.folder or Path(tempfile.mkdtemp(prefix="lorahub-pictures-"))
 
 
 def planned(subject: Subject, wish: Pictures) -> tuple[list[Term], Plan]:
@@ -121,17 +118,9 @@ def planned(subject: Subject, wish: Pictures) -> tuple[list[Term], Plan]:
         if operand.adapter is not None
     ]
     return terms, Plan(
-        prompts=wish.prompts,
-        negative=wish.negative,
-        seeds=wish.seeds,
-        steps=wish.steps,
-        reference_steps=wish.reference_steps,
-        guidance=wish.guidance,
-        samplers=wish.samplers,
+        **{each.name: getattr(wish, each.name) for each in fields(Wanted)},
         acceleration=next(iter(said.values()), None) or (_acceleration(fast[0]) if fast else None),
         sweep=parse_sweep(wish.sweep, [term.name for term in terms]) if wish.sweep else None,
-        height=wish.height,
-        width=wish.width,
     )
 
 

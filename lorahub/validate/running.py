@@ -21,6 +21,9 @@ from lorahub.validate.report import Report
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from lorahub.validate.cells import Generation
+    from lorahub.validate.finding import Finding
+
 
 def validate(
     subject: str | Path,
@@ -65,18 +68,12 @@ def validate(
             opened = open_subject(text, workspace=workspace, base=named, allow_pickle=allow_pickle)
         opened.claims, opened.targets, opened.parents = against, frozenset(targets), tuple(map(Path, parents))
         opened.device, opened.progress = resolved(device), progress
-        findings, drawn = checks.run(opened, names), None
-        steps: Mapping[str, Any] = {}
+        findings = checks.run(opened, names)
         if numeric:
             findings += compare_layers(opened)
-        if base_model is not None:
-            found, steps = compare(opened, base_model)
-            findings += found
-        if base_model is not None and pictures is not None:
-            drawn, found = draw(opened, base_model, pictures)
-            findings += found
-        version = _version(opened)
-        if record and workspace is not None and version is not None:
+        answered, steps, drawn = _on(base_model, opened, pictures)
+        findings += answered
+        if record and workspace is not None and (version := _version(opened)) is not None:
             keep(workspace, version, findings, whole=not only)
         return Report(
             subject=text,
@@ -88,6 +85,19 @@ def validate(
             command=command,
             files={operand.reference: str(operand.path) for operand in opened.operands},
         )
+
+
+def _on(
+    base_model: str | Path | DiffusionPipeline | None, opened: Subject, pictures: Pictures | None
+) -> tuple[tuple[Finding, ...], Mapping[str, Any], Generation | None]:
+    """What the subject does to a base model: findings, what a step takes, and the pictures that were wished for."""
+    if base_model is None:
+        return (), {}, None
+    findings, steps = compare(opened, base_model)
+    if pictures is None:
+        return findings, steps, None
+    drawn, seen = draw(opened, base_model, pictures)
+    return findings + seen, steps, drawn
 
 
 def resolved(device: str) -> str:

@@ -6,7 +6,6 @@ coefficients of the expression as it was written.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 
 from lorahub.errors import LorahubError, UsageError
 from lorahub.references import configured
-from lorahub.validate.cells import COMBINATION, Cell, Generation, Picture, Score, Sweep
+from lorahub.validate.cells import COMBINATION, Cell, Generation, Picture, Plan, Score, Sweep
 from lorahub.validate.dials import Dial, by_block, dials_of, spelled
-from lorahub.validate.generating import Drawing, gathered, open_drawing
-from lorahub.validate.judges import find_judges
+from lorahub.validate.generating import Drawing, Term, gathered, open_drawing
+from lorahub.validate.judges import Judges, find_judges
 from lorahub.validate.opening import open_subject
-from lorahub.validate.picturing import Pictures, planned
+from lorahub.validate.picturing import Pictures, folder_of, planned
 from lorahub.validate.report import installed
 from lorahub.validate.scores import SCORES, interval
 from lorahub.validate.searching import Trial, Weights, best, check_installed, search
@@ -96,8 +95,6 @@ def tune(
     seed: int = 0,
     base: str | None = None,
     device: str = "auto",
-    feature_model: str | Path | None = None,
-    clip_model: str | Path | None = None,
     allow_pickle: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -106,31 +103,20 @@ def tune(
 
     score: of `TUNABLE`. vary: see `dials.dials_of`. budget: pictures in all, the many-step ones included. per_block: turn
     the blocks of each term by themselves. seed: of the search. base: of the adapters, where several fit.
-    feature_model, clip_model: networks that some scores need, see `judges.find_judges`.
     Pictures in `wish.folder` that were drawn before are taken, and a search that is repeated asks for the same ones.
     Raises UsageError for a request that cannot be met, LorahubError when optuna is missing or the expression is no
     vector, and what loading and drawing raise.
     """
     check_installed()
-    if score not in TUNABLE:
-        raise UsageError(f"cannot tune for {score!r}: expected one of {', '.join(TUNABLE)}")
-    if len(wish.steps) != 1:
-        raise UsageError(f"tune takes one number of steps, got {', '.join(map(str, wish.steps))}")
-    with configured() as workspace:
-        opened = open_subject(subject, workspace=workspace, base=base, allow_pickle=allow_pickle)
-        if opened.adapter is None:
-            raise LorahubError(f"nothing can be drawn: {opened.combined[1]}")
-        terms, plan = planned(opened, wish)
+    _check(wish, score)
+    terms, plan = _planned(subject, wish, base, allow_pickle)
     own = {term.name: term.weight for term in terms}
     dials = dials_of(terms, vary)
     if per_block:
         terms, dials = by_block(terms, dials)
-    folder = wish.folder or Path(tempfile.mkdtemp(prefix="lorahub-pictures-"))
-    judges = find_judges(feature_model, clip_model)
-    missing = judges.reasons.get({"frechet": "features"}.get(score, score))
-    if missing:
-        raise UsageError(f"cannot tune for {score}: {missing}")
-    easel = _Easel(open_drawing(base_model, terms, plan, folder, device=device, judges=judges), score, budget, progress)
+    judges = _judges(wish, score)
+    drawing = open_drawing(base_model, terms, plan, folder_of(wish), device=device, judges=judges)
+    easel = _Easel(drawing, score, budget, progress)
     maximise = SCORES[score].better == "higher"
     trials = search(
         easel.evaluate,
@@ -156,6 +142,30 @@ def tune(
         generation=easel.generation(dials),
         command=command,
     )
+
+
+def _check(wish: Pictures, score: str) -> None:
+    if score not in TUNABLE:
+        raise UsageError(f"cannot tune for {score!r}: expected one of {', '.join(TUNABLE)}")
+    if len(wish.steps) != 1:
+        raise UsageError(f"tune takes one number of steps, got {', '.join(map(str, wish.steps))}")
+
+
+def _planned(subject: str, wish: Pictures, base: str | None, allow_pickle: bool) -> tuple[list[Term], Plan]:
+    with configured() as workspace:
+        opened = open_subject(subject, workspace=workspace, base=base, allow_pickle=allow_pickle)
+        if opened.adapter is None:
+            raise LorahubError(f"nothing can be drawn: {opened.combined[1]}")
+        return planned(opened, wish)
+
+
+def _judges(wish: Pictures, score: str) -> Judges:
+    """The networks at hand. Raises UsageError when the one that the score needs is not."""
+    judges = find_judges(wish.feature_model, wish.clip_model)
+    missing = judges.reasons.get({"frechet": "features"}.get(score, score))
+    if missing:
+        raise UsageError(f"cannot tune for {score}: {missing}")
+    return judges
 
 
 class _Easel:
