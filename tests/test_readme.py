@@ -17,11 +17,16 @@ import pytest
 from click.testing import CliRunner
 
 from lorahub.cli import main
+from tests.hub import server
+from tests.hub.answers import Account
+from tests.hub.conftest import hub as hub
+from tests.hub.server import Hub
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 CONSOLE = [body for language, body in BLOCKS if language == "console"]
 PYTHON = [body for language, body in BLOCKS if language == "python"]
+ON_THE_HUB = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,26 @@ def test_console_example(block: str, folder: Path, monkeypatch: pytest.MonkeyPat
 def test_python_example(block: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_the_examples_of_sharing(hub: Hub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a Hub on loopback, from a registry that has what the examples before made."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LORAHUB_HOME", str(tmp_path / "registry"))
+    monkeypatch.setenv("HF_TOKEN", server.TOKEN)
+    hub.accounts[server.TOKEN] = Account("me")
+    weights = {"pytorch_lora_weights.safetensors": (folder / "lcm-lora.safetensors").read_bytes()}
+    hub.repo("latent-consistency/lcm-lora-sdxl", weights)
+    output_of("lorahub add papercut.safetensors --name fast")
+    said = [output_of(line) for line in ON_THE_HUB]
+    assert said[0].startswith("pushed fast:1 to me/fast-papercut (new), commit ")
+    assert hub.repos["me/fast-papercut"].private
+    assert said[1].startswith("pulled lcm-lora-sdxl:1 from latent-consistency/lcm-lora-sdxl@")
+    assert said[2] == (
+        "fast: the same as me/fast-papercut\nlcm-lora-sdxl: the same as latent-consistency/lcm-lora-sdxl\n"
+    )
+    assert said[3].startswith("me/fast-papercut\tsdxl\t")
+    assert len(said) == 4
 
 
 def update() -> None:
