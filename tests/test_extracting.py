@@ -279,7 +279,7 @@ print(len(found.layers), found.same, peak() - before)
 
 
 def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
-    """Two checkpoints of 126 MB, read with a few layers of memory."""
+    """Two checkpoints of 126 MB, read with less memory than a third of one: a layer in float64 is four of its own size."""
     layer = 2 * 1024 * 1024
 
     def checkpoint(name: str, layers: int, changed: int) -> Path:
@@ -303,4 +303,4 @@ def test_memory_is_that_of_a_layer(tmp_path: Path) -> None:
     )
     layers, same, grown = map(int, done.stdout.split())
     assert (layers, same) == (6, 54)
-    assert grown < 10 * layer
+    assert grown < 20 * layer

@@ -30,7 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with a base, three pictures and style.toml in it, and a registry of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORAHUB_HOME", str(tmp_path / "home"))
-    tiny.sd(tmp_path / "words").save_pretrained(tmp_path / "base")
+    tiny.sd().save_pretrained(tmp_path / "base")
     data_files.folder(tmp_path / "pictures", {"a.png": "red star", "b.png": "blue ring", "c/d.png": "red ring"})
     (tmp_path / "style.toml").write_text(CONFIG)
     return tmp_path

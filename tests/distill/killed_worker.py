@@ -22,7 +22,7 @@ def main(folder: Path, step: int) -> None:
         if report.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    pipeline = sd(folder)
+    pipeline = sd()
     distill(pipeline, Batches(pipeline), settings(folder / "killed.safetensors"), progress=die)
 
 

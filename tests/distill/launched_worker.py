@@ -15,7 +15,7 @@ from tests.distill.tiny import Batches, sd
 
 def main(folder: Path) -> None:
     rank = os.environ["RANK"]
-    pipeline = sd(folder / f"tokenizer-{rank}")
+    pipeline = sd()
     output = settings(folder / "lcm.safetensors", steps=3, loss="l2")
     made = distill(pipeline, Batches(pipeline), output)
     assert made.adapter is not None

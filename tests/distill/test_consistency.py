@@ -96,10 +96,8 @@ def test_moving_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dim", [256, 7])
-def test_the_embedding_of_w_is_that_of_the_pipelines(dim: int, tmp_path: object) -> None:
-    from pathlib import Path
-
-    pipeline = sd(Path(str(tmp_path)))
+def test_the_embedding_of_w_is_that_of_the_pipelines(dim: int) -> None:
+    pipeline = sd()
     w = torch.tensor([0.0, 1.0, 6.5])
     torch.testing.assert_close(
         consistency.guidance_embedding(w, dim), pipeline.get_guidance_scale_embedding(w, embedding_dim=dim)

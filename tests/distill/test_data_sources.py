@@ -20,7 +20,7 @@ from lorahub.distill.conditioning import Batch, encode_prompts
 from lorahub.distill.data import open_source
 from lorahub.distill.data_sources import Order, seeded
 from lorahub.errors import FileFormatError, NotFoundError, UsageError, VerificationError
-from tests.distill import data_pipelines
+from tests.distill import tiny
 from tests.distill.data_files import encoded, folder, noise, shard
 
 CAPTIONS = {"a.png": "red star", "b.png": "blue circle", "c/d.png": "red star", "e.png": "green star on teal"}
@@ -28,12 +28,12 @@ CAPTIONS = {"a.png": "red star", "b.png": "blue circle", "c/d.png": "red star", 
 
 @pytest.fixture(scope="module")
 def sd() -> Any:
-    return data_pipelines.sd()
+    return tiny.sd()
 
 
 @pytest.fixture(scope="module")
 def sdxl() -> Any:
-    return data_pipelines.sdxl()
+    return tiny.sdxl()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_cache_is_filled_once_with_progress(sd: Any, pictures: Path, tmp_path:
 
 
 def test_what_changes_is_made_again(pictures: Path, tmp_path: Path) -> None:
-    pipeline = data_pipelines.sd()
+    pipeline = tiny.sd()
     cache = tmp_path / "cache"
     own = folder(tmp_path / "own", CAPTIONS)
     table = {"folder": str(own), "cache": str(cache)}
@@ -207,11 +207,11 @@ def test_a_damaged_entry_is_made_again_to_the_bit(sd: Any, pictures: Path, tmp_p
 
 FILL = """
 import sys
-from tests.distill import data_pipelines
+from tests.distill import tiny
 from lorahub.distill import caching
 from lorahub.distill.data import open_source
 caching._SHARD_ENTRIES = 2
-pipeline = data_pipelines.sd()
+pipeline = tiny.sd()
 def progress(done, total, unit):
     print(done, flush=True)
 open_source({"folder": sys.argv[1], "cache": sys.argv[2]}, pipeline, batch_size=2, progress=progress)
@@ -299,7 +299,7 @@ def test_a_broken_image_is_named_and_what_was_made_is_kept(sd: Any, tmp_path: Pa
 
 
 def test_a_vae_that_answers_nan_is_not_believed(pictures: Path) -> None:
-    pipeline = data_pipelines.sd()
+    pipeline = tiny.sd()
     with torch.no_grad():
         pipeline.vae.quant_conv.bias += float("nan")
     with pytest.raises(VerificationError, match=r"the VAE makes NaN or Inf of .*png: load the pipeline in float32"):
@@ -307,7 +307,7 @@ def test_a_vae_that_answers_nan_is_not_believed(pictures: Path) -> None:
 
 
 def test_a_vae_that_overflows_in_fp16_encodes_in_fp32(pictures: Path) -> None:
-    pipeline = data_pipelines.sd()
+    pipeline = tiny.sd()
     expected = open_source({"folder": str(pictures)}, pipeline, batch_size=4).at(0).latents
     pipeline.vae.half()
     assert pipeline.vae.config.force_upcast
@@ -334,7 +334,7 @@ def test_settings_are_checked(sd: Any, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UsageError, match="holds no prompt"):
         open_source({"prompts": str(tmp_path / "empty.txt"), "cache": str(tmp_path)}, sd, batch_size=1)
-    headless = data_pipelines.sd()
+    headless = tiny.sd()
     headless.vae = None
     with pytest.raises(UsageError, match="the pipeline has no vae: load it whole"):
         open_source({"folder": str(pictures)}, headless, batch_size=1)

@@ -40,7 +40,7 @@ def test_two_processes_make_the_vector_of_their_common_batches(tmp_path: Path) -
     assert first["losses"] == second["losses"], "the loss is that of all"
     for name, value in first["factors"].items():
         assert torch.equal(second["factors"][name], value)
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     alone: Any = distill(
         pipeline, Batches(pipeline), settings(tmp_path / "alone.safetensors", steps=3, loss="l2", accumulation=2)
     )

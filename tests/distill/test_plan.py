@@ -35,7 +35,7 @@ def test_the_counts_of_the_paper(base: str, trainable: int, unet: int) -> None:
 
 
 def test_a_plan_is_what_is_trained(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     register(describe("tiny-planned", {"unet": pipeline.unet}, like="sd15"))
     settings = Settings(rank=3, targets=("to_q", "conv1", "attn1.to_q", "conv_in"))
     made = plan("tiny-planned", settings)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(folder: Path, name: str, *, resume: bool = False, **more: object) -> Any:
-    pipeline = sd(folder)
+    pipeline = sd()
     return distill(pipeline, Batches(pipeline), settings(folder / f"{name}.safetensors", **more), resume=resume)
 
 

@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("distill")
-    sd(folder / "tokenizer").save_pretrained(folder / "base")
+    sd().save_pretrained(folder / "base")
     (folder / "pictures").mkdir()
     for index, colour in enumerate(("red", "blue", "green", "white")):
         Image.new("RGB", (20, 16), colour).save(folder / "pictures" / f"{index}.png")
@@ -138,5 +138,5 @@ def test_bases_are_loaded_from_folders(place: Path, tmp_path: Path) -> None:
 def test_a_saved_sdxl_is_told_apart_by_what_it_holds(tmp_path: Path) -> None:
     from lorahub.distill.conditioning import has_pooled
 
-    sdxl(tmp_path / "tokenizer").save_pretrained(tmp_path / "base")
+    sdxl().save_pretrained(tmp_path / "base")
     assert has_pooled(load_base(str(tmp_path / "base")))

@@ -44,7 +44,7 @@ def textbook(pipeline: Any, settings: StyleSettings, number: int, *, same: bool 
 @pytest.mark.parametrize("min_snr", [0.0, 5.0])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_textbooks(kind: str, min_snr: float, tmp_path: Path) -> None:
-    pipeline = sd(tmp_path, prediction_type=kind)
+    pipeline = sd(prediction_type=kind)
     schedule = Schedule.of(pipeline.scheduler)
     settings = replace(QUICK, min_snr=min_snr, solver_steps=len(schedule.alphas))
     with Networks(pipeline, settings) as networks:
@@ -66,7 +66,7 @@ def test_timesteps_are_drawn_evenly_from_all(tmp_path: Path) -> None:
 
 def test_it_learns_the_pictures_it_is_shown(tmp_path: Path) -> None:
     """On the same pictures under the same noise, never seen in training, the loss is lower with the style than without."""
-    pipeline = sd(tmp_path, prediction_type="v_prediction")
+    pipeline = sd(prediction_type="v_prediction")
     settings = replace(QUICK, steps=30, rank=8, targets=TARGETS, solver_steps=1000)
 
     def loss() -> float:
@@ -83,7 +83,7 @@ def test_it_learns_the_pictures_it_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [sd, sdxl])
 def test_the_file_is_an_ordinary_lora_with_explicit_alpha(make: Any, tmp_path: Path) -> None:
-    pipeline = make(tmp_path / "words")
+    pipeline = make()
     before = {name: value.clone() for name, value in pipeline.unet.state_dict().items()}
     output = tmp_path / "style.safetensors"
     settings = replace(QUICK, output=str(output), alpha=6.0, trigger_words=("halftone",))
@@ -105,7 +105,7 @@ def test_the_file_is_an_ordinary_lora_with_explicit_alpha(make: Any, tmp_path: P
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     settings = replace(QUICK, checkpoint_every=2, ema_decay=0.5, decay="cosine", min_snr=5.0)
     whole = train_style(pipeline, Batches(pipeline), replace(settings, output=str(tmp_path / "a.safetensors")))
     stopped = replace(settings, output=str(tmp_path / "b.safetensors"))
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_average_is_kept_where_one_is_asked_for(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     plain, lazy = (
         train_style(pipeline, Batches(pipeline), replace(QUICK, ema_decay=decay)).adapter for decay in (0.0, 0.999)
     )
@@ -141,7 +141,7 @@ def test_the_average_is_kept_where_one_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_it_is_registered_as_a_style_with_its_words(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     settings = replace(
         QUICK, steps=1, name="halftone", trigger_words=("dots", "ink"), output=str(tmp_path / "h.safetensors")
     )

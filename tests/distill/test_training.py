@@ -18,7 +18,7 @@ from lorahub.distill.solver import Schedule
 from lorahub.distill.trainer import Report
 from lorahub.errors import ConflictError, UsageError, VerificationError
 from lorahub.pipeline import attach
-from tests.distill.tiny import TARGETS, Batches, sd, sdxl
+from tests.distill.tiny import SIDE, TARGETS, Batches, sd, sdxl
 
 QUICK = Settings(rank=2, targets=TARGETS, steps=2, learning_rate=1e-2, solver_steps=10, w_max=5.0)
 
@@ -39,7 +39,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_and_leaves_the_pipeline_as_it_was(mode: str, tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     before, said, grads = state(pipeline.unet), answer(pipeline), {p.requires_grad for p in pipeline.unet.parameters()}
     made = distill(pipeline, Batches(pipeline), replace(QUICK, mode=mode))
     assert len(made.losses) == 2
@@ -55,7 +55,7 @@ def test_every_mode_trains_and_leaves_the_pipeline_as_it_was(mode: str, tmp_path
 
 @pytest.mark.parametrize("target", ["ema", "student"])
 def test_the_teacher_is_the_base_bit_for_bit_while_the_student_trains(target: str, tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     batch = Batches(pipeline).at(0)
     x, t, c = batch.latents, torch.tensor([300, 700]), batch.conditioning
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_teacher_is_the_base_bit_for_bit_while_the_student_trains(target: st
 
 
 def test_the_target_follows_as_a_moving_average(tmp_path: Path) -> None:
-    with Networks(sd(tmp_path), QUICK) as networks:
+    with Networks(sd(), QUICK) as networks:
         assert networks.theta_minus is not None
         before = {name: value.clone() for name, value in networks.theta_minus.items()}
         for parameter in networks.theta.values():
@@ -84,7 +84,7 @@ def test_the_target_follows_as_a_moving_average(tmp_path: Path) -> None:
 
 def test_the_loss_falls_where_there_is_one_picture_to_learn(tmp_path: Path) -> None:
     """On a grid of one timestep the target is the picture itself, whatever the noise."""
-    pipeline = sd(tmp_path, prediction_type="v_prediction")
+    pipeline = sd(prediction_type="v_prediction")
     settings = replace(QUICK, mode="lcf", train="model", loss="l2", solver_steps=1, target="student", steps=20)
     made = distill(pipeline, Batches(pipeline, size=1, same=True), settings)
     first, last = sum(made.losses[:5]), sum(made.losses[-5:])
@@ -101,14 +101,14 @@ def test_the_loss_falls_where_there_is_one_picture_to_learn(tmp_path: Path) -> N
     ids=["v", "sd21", "conditioned on w"],
 )
 def test_other_bases_of_one_encoder(more: dict[str, Any], tmp_path: Path) -> None:
-    pipeline = sd(tmp_path, **more)
+    pipeline = sd(**more)
     made = distill(pipeline, Batches(pipeline), replace(QUICK, output=str(tmp_path / "v.safetensors"), dtype="fp32"))
     assert made.saved is not None
 
 
 @pytest.mark.parametrize("unconditional", ["auto", "empty"])
 def test_sdxl_is_conditioned_on_pooled_embeddings_and_sizes(unconditional: str, tmp_path: Path) -> None:
-    pipeline = sdxl(tmp_path)
+    pipeline = sdxl()
     output = tmp_path / "xl.safetensors"
     made = distill(pipeline, Batches(pipeline), replace(QUICK, unconditional=unconditional, output=str(output)))
     assert made.saved is not None
@@ -120,12 +120,12 @@ def test_sdxl_is_conditioned_on_pooled_embeddings_and_sizes(unconditional: str, 
 
 
 def test_the_saved_file_is_what_load_lora_weights_makes_of_it(tmp_path: Path) -> None:
-    pipeline, output = sd(tmp_path), tmp_path / "lcm.safetensors"
+    pipeline, output = sd(), tmp_path / "lcm.safetensors"
     made = distill(pipeline, Batches(pipeline), replace(QUICK, output=str(output), alpha=1.0, dtype="fp32"))
     assert made.adapter is not None
     attach(pipeline, made.adapter)
     expected = answer(pipeline)
-    fresh = sd(tmp_path)
+    fresh = sd()
     plain = answer(fresh)
     fresh.load_lora_weights(str(tmp_path), weight_name=output.name)
     torch.testing.assert_close(answer(fresh), expected, rtol=1e-5, atol=1e-5)
@@ -135,7 +135,7 @@ def test_the_saved_file_is_what_load_lora_weights_makes_of_it(tmp_path: Path) ->
 
 
 def test_a_whole_model_becomes_a_vector_by_its_difference(tmp_path: Path) -> None:
-    pipeline, output = sd(tmp_path), tmp_path / "lcm.safetensors"
+    pipeline, output = sd(), tmp_path / "lcm.safetensors"
     settings = replace(QUICK, mode="full", rank=256, targets=("to_q", "conv1"), output=str(output), dtype="fp32")
     made = distill(pipeline, Batches(pipeline), settings)
     assert made.adapter is not None
@@ -151,7 +151,7 @@ def test_a_whole_model_becomes_a_vector_by_its_difference(tmp_path: Path) -> Non
 
 
 def test_a_guided_student_knows_w(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     made = distill(
         pipeline, Batches(pipeline), replace(QUICK, mode="guided", steps=3, output=str(tmp_path / "g.safetensors"))
     )
@@ -165,7 +165,7 @@ def test_a_guided_student_knows_w(tmp_path: Path) -> None:
 
 
 def test_bfloat16_trains_in_mixed_precision(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     pipeline.unet.to(torch.bfloat16)
     before = state(pipeline.unet)
     made = distill(
@@ -180,13 +180,13 @@ def test_bfloat16_trains_in_mixed_precision(tmp_path: Path) -> None:
 def test_float16_needs_a_gpu(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     with pytest.raises(UsageError, match="fp16"):
         distill(pipeline, Batches(pipeline), replace(QUICK, precision="fp16"))
 
 
 def test_checkpointing_activations_changes_nothing_else(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     plain, recomputed = (
         distill(pipeline, Batches(pipeline), replace(QUICK, gradient_checkpointing=on)).adapter for on in (False, True)
     )
@@ -198,7 +198,7 @@ def test_checkpointing_activations_changes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_accumulated_gradients_are_the_mean_over_their_batches(tmp_path: Path) -> None:
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     settings = replace(QUICK, steps=1, loss="l2")
     made = distill(pipeline, Batches(pipeline), replace(settings, accumulation=2))
     number = distilled_loss(pipeline, settings, 0), distilled_loss(pipeline, settings, 1)
@@ -216,14 +216,14 @@ def distilled_loss(pipeline: Any, settings: Settings, number: int, *, scale: flo
 
 def test_dropped_prompts_are_seen_as_none(tmp_path: Path) -> None:
     """With every prompt dropped the prompts cannot matter."""
-    pipeline = sd(tmp_path)
+    pipeline = sd()
     dropping = replace(QUICK, drop_prompts=1.0)
     assert distilled_loss(pipeline, dropping, 0, scale=1.0) == distilled_loss(pipeline, dropping, 0, scale=50.0)
     assert distilled_loss(pipeline, QUICK, 0, scale=1.0) != distilled_loss(pipeline, QUICK, 0, scale=50.0)
 
 
 def test_reports_come_with_a_loss_and_the_time_to_go(tmp_path: Path) -> None:
-    pipeline, reports = sd(tmp_path), []
+    pipeline, reports = sd(), []
     distill(pipeline, Batches(pipeline), replace(QUICK, decay="linear"), progress=reports.append)
     last: Report = reports[-1]
     assert [report.step for report in reports] == [1, 2]
@@ -233,7 +233,7 @@ def test_reports_come_with_a_loss_and_the_time_to_go(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    pipeline, output = sd(tmp_path), tmp_path / "out" / "lcm.safetensors"
+    pipeline, output = sd(), tmp_path / "out" / "lcm.safetensors"
     before = state(pipeline.unet)
     settings = replace(QUICK, steps=5, checkpoint_every=1, output=str(output))
     with pytest.raises(VerificationError, match=r"the loss is nan at step 3.*checkpoint-000002\.pt"):
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 def test_samples_and_logs_are_written_beside_the_output_and_change_nothing(tmp_path: Path) -> None:
     from PIL import Image
 
-    pipeline, output = sd(tmp_path), tmp_path / "lcm.safetensors"
+    pipeline, output = sd(), tmp_path / "lcm.safetensors"
     settings = replace(
         QUICK,
         output=str(output),
@@ -261,14 +261,14 @@ def test_samples_and_logs_are_written_beside_the_output_and_change_nothing(tmp_p
     scheduler = pipeline.scheduler
     made = distill(pipeline, Batches(pipeline), settings)
     with Image.open(tmp_path / "lcm-run" / "samples" / "step-000002.png") as grid:
-        assert grid.size == (3 * 16, 2 * 16)
+        assert grid.size == (3 * SIDE, 2 * SIDE)
     assert pipeline.scheduler is scheduler
     assert made.losses == distill(pipeline, Batches(pipeline), QUICK).losses
     assert list((tmp_path / "lcm-run" / "logs").rglob("events.*"))
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
-    pipeline, output = sd(tmp_path), tmp_path / "lcm.safetensors"
+    pipeline, output = sd(), tmp_path / "lcm.safetensors"
     output.write_bytes(b"")
     with pytest.raises(ConflictError, match="exists already"):
         distill(pipeline, Batches(pipeline), replace(QUICK, output=str(output)))
@@ -286,14 +286,14 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompts_are_encoded_as_the_pipeline_does(tmp_path: Path) -> None:
-    pipeline = sdxl(tmp_path)
+    pipeline = sdxl()
     made = encode_prompts(pipeline, ["red star", "blue ring"])
     embeds, _, pooled, _ = pipeline.encode_prompt("blue ring", do_classifier_free_guidance=False)
     torch.testing.assert_close(made.prompt_embeds[1:], embeds)
     assert made.pooled is not None
     assert made.time_ids is not None
     torch.testing.assert_close(made.pooled[1:], pooled)
-    assert made.time_ids.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert made.time_ids.tolist() == [[SIDE, SIDE, 0, 0, SIDE, SIDE]] * 2
     sized = encode_prompts(pipeline, ["red star"], sizes=[(32, 48, 1, 2, 16, 16)])
     assert sized.time_ids is not None
     assert sized.time_ids.tolist() == [[32, 48, 1, 2, 16, 16]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,20 +21,27 @@ with warnings.catch_warnings():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 16
-WORDS = ("red", "blue", "star", "ring", "on")
+_WORDS = ("red", "blue", "green", "star", "circle", "ring", "on", "teal", "a", "of", "style")
+SIDE = 32
+"""Pixels of a picture; latents are half as wide."""
 TARGETS = ("to_q", "conv1")
 """A few of the modules, a linear and a convolution, so that runs are quick."""
 
 
-def tokenizer(folder: Path) -> Any:
-    """A CLIPTokenizer whose words are single tokens."""
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS)]
-    letters = sorted({letter for word in WORDS for letter in word})
-    vocabulary += [*letters, *(f"{letter}</w>" for letter in letters)]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+def tokenizer() -> Any:
+    """Its words are single tokens; anything else is spelled in letters."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    merges = []
+    for word in _WORDS:
+        made = word[0]
+        for place, letter in enumerate(word[1:], 2):
+            last = f"{letter}</w>" if place == len(word) else letter
+            merges.append((made, last))
+            made += last
+            tokens.append(made)
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=[*dict.fromkeys(merges)], model_max_length=8)
 
 
 def text_encoder(kind: type[Any], seed: int) -> Any:
@@ -46,8 +51,8 @@ def text_encoder(kind: type[Any], seed: int) -> Any:
         intermediate_size=2 * WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        vocab_size=64,
-        max_position_embeddings=16,
+        vocab_size=len(tokenizer()),
+        max_position_embeddings=8,
         projection_dim=WIDTH,
         bos_token_id=0,
         eos_token_id=1,
@@ -56,14 +61,16 @@ def text_encoder(kind: type[Any], seed: int) -> Any:
     return kind(config).eval()
 
 
-def vae() -> Any:
-    torch.manual_seed(3)
+def vae(seed: int = 3) -> Any:
+    torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-        sample_size=16,
+        latent_channels=4,
+        sample_size=SIDE,
+        scaling_factor=0.5,
     ).eval()
 
 
@@ -88,18 +95,18 @@ def unet(**more: Any) -> Any:
         "norm_num_groups": 4,
         "cross_attention_dim": WIDTH,
         "attention_head_dim": 2,
-        "sample_size": 8,
+        "sample_size": SIDE // 2,
     }
     return UNet2DConditionModel(**{**config, **more}).eval()
 
 
-def sd(folder: Path, *, prediction_type: str = "epsilon", **more: Any) -> Any:
+def sd(*, prediction_type: str = "epsilon", **more: Any) -> Any:
     """A StableDiffusionPipeline with everything it needs to draw."""
     return StableDiffusionPipeline(
         vae=vae(),
         unet=unet(**more),
         text_encoder=text_encoder(CLIPTextModel, 1),
-        tokenizer=tokenizer(folder),
+        tokenizer=tokenizer(),
         scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -107,9 +114,9 @@ def sd(folder: Path, *, prediction_type: str = "epsilon", **more: Any) -> Any:
     )
 
 
-def sdxl(folder: Path) -> Any:
+def sdxl() -> Any:
     """A StableDiffusionXLPipeline: two text encoders, pooled embeddings, time ids."""
-    words = tokenizer(folder)
+    words = tokenizer()
     return StableDiffusionXLPipeline(
         vae=vae(),
         unet=unet(
@@ -145,7 +152,7 @@ class Batches:
         latents = torch.randn(self.size, config.in_channels, 8, 8, generator=random)
         if step == self.poison:
             latents[0, 0, 0, 0] = torch.nan
-        embeds = self.scale * torch.randn(self.size, 16, config.cross_attention_dim, generator=random)
+        embeds = self.scale * torch.randn(self.size, 8, config.cross_attention_dim, generator=random)
         if config.addition_embed_type is None:
             return Batch(latents, Conditioning(embeds))
         pooled = self.scale * torch.randn(self.size, WIDTH, generator=random)
