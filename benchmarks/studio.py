@@ -1,7 +1,7 @@
 """What style + LCM does on the tiny studio, with intervals: python -m benchmarks.studio [--images 512] [--output DIR]
 
 Every cell is drawn for the same prompts from the same noise. The distance is the Fréchet distance on the features of the
-studio's scorer to 50-step pictures of the same style (without guidance, and with guidance 2), and to the style as it is
+studio's scorer to 50-step pictures of the same style (with the studio's guidance, and without), and to the style as it is
 drawn by formula. The 50-step pictures come from other noise: a sampler that retraces the path of the reference would seem
 nearer than another sample of the same distribution. Intervals are basic bootstrap intervals (95 %, 200 rounds);
 differences are resampled in pairs. Cells are kept in DIR, so an interrupted run goes on. The recipe of the vectors is that
@@ -22,15 +22,18 @@ import torch
 import lorahub as lh
 from benchmarks.studio_report import write
 from lorahub.distill.style import StyleSettings, train_style
-from lorahub.studio import shipped, styles, world
+from lorahub.studio import models, shipped, styles, world
 from lorahub.studio.sampling import Sampler, sample, wearing
 from lorahub.studio.scoring import Seen, bootstrap, frechet, see
 from lorahub.studio.vectors import Latents
 
 STEPS = (1, 2, 4, 8)
-REFERENCES = {"50": Sampler("ddim", 50), "50 guided": Sampler("ddim", 50, 2.0)}
+REFERENCES = {"50 guided": Sampler("ddim", 50, models.GUIDANCE), "50": Sampler("ddim", 50)}
 BASELINES = [
-    Sampler(name, steps, guidance) for guidance in (1.0, 2.0) for name in ("ddim", "dpm", "unipc") for steps in STEPS
+    Sampler(name, steps, guidance)
+    for guidance in (models.GUIDANCE, 1.0)
+    for name in ("ddim", "dpm", "unipc")
+    for steps in STEPS
 ]
 SWEEP = [(first, second) for first in (0.6, 0.8, 1.0, 1.2) for second in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
 SEED = 7
@@ -135,7 +138,7 @@ def measure_style(bench: Bench, style: str) -> dict[str, Any]:
 
 
 def sweep(bench: Bench, style: str) -> list[dict[str, Any]]:
-    near = {"50": bench.cell(style, bench.styles[style], REFERENCES["50"], style, SEED + 1)}
+    near = {"50 guided": bench.cell(style, bench.styles[style], REFERENCES["50 guided"], style, SEED + 1)}
     found = []
     for first, second in SWEEP:
         adapter = first * bench.styles[style] + second * bench.lcm
@@ -145,7 +148,7 @@ def sweep(bench: Bench, style: str) -> list[dict[str, Any]]:
 
 
 def truncated(bench: Bench, style: str) -> list[dict[str, Any]]:
-    near = {"50": bench.cell(style, bench.styles[style], REFERENCES["50"], style, SEED + 1)}
+    near = {"50 guided": bench.cell(style, bench.styles[style], REFERENCES["50 guided"], style, SEED + 1)}
     whole, found = bench.styles[style] + bench.lcm, []
     for rank in (24, 12, 8, 4):
         adapter = whole if rank == 24 else lh.truncate(whole, lh.fixed(rank))
@@ -171,7 +174,7 @@ def variant(bench: Bench) -> list[dict[str, Any]]:
         name = "variant"
         near = bench.references(name, None, styles.PLAIN)
         del near["drawn"]  # in other colours
-        few = [Sampler("ddim", steps) for steps in STEPS]
+        few = [Sampler(name, steps, models.GUIDANCE) for name in ("ddim", "dpm", "unipc") for steps in STEPS]
         rows = bench.row(name, None, [*few, *REFERENCES.values()], styles.PLAIN, near)
         return rows + bench.row(
             f"{name} + LCM", bench.lcm, [Sampler("lcm", steps) for steps in STEPS], styles.PLAIN, near
@@ -184,7 +187,7 @@ def base(bench: Bench) -> list[dict[str, Any]]:
     near = bench.references("base", None, styles.PLAIN)
     few = [Sampler("lcm", steps) for steps in STEPS]
     rows = bench.row("base + LCM", bench.lcm, few, styles.PLAIN, near)
-    return rows + bench.row("base", None, [*BASELINES[:12], *few, *REFERENCES.values()], styles.PLAIN, near)
+    return rows + bench.row("base", None, [*BASELINES, *few, *REFERENCES.values()], styles.PLAIN, near)
 
 
 def main() -> None:

@@ -71,7 +71,9 @@ def _shares(row: dict[str, Any]) -> str:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{_interval(row['distance to 50'])}, right {row['all']['value']:.2f}, style {row['style']['value']:.2f}"
+    return (
+        f"{_interval(row['distance to 50 guided'])}, right {row['all']['value']:.2f}, style {row['style']['value']:.2f}"
+    )
 
 
 def _interval(found: dict[str, float]) -> str:
@@ -99,7 +101,7 @@ def _sweep(rows: Sequence[dict[str, Any]]) -> Iterable[str]:
         yield "| --- |" + " --- |" * len(seconds)
         for first in sorted({row["lambda1"] for row in mine}):
             cells = [row for row in mine if row["lambda1"] == first]
-            found = [f"{cell['distance to 50']['value']:.2f}, {cell['style']['value']:.2f}" for cell in cells]
+            found = [f"{cell['distance to 50 guided']['value']:.2f}, {cell['style']['value']:.2f}" for cell in cells]
             yield f"| {first:g} | " + " | ".join(found) + " |"
         yield ""
 
@@ -118,19 +120,17 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     for axis, (title, rows) in zip(axes[0], groups.items(), strict=True):
         lines: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            kind = row["sampler"].split()[0]
-            if "guidance" not in row["sampler"] and row["steps"] in STEPS and not row["row"].startswith("0.8"):
-                with_lcm = row["row"].endswith("+ LCM")
-                lines.setdefault("+ LCM" if with_lcm else f"{kind} sampler" if kind == "lcm" else kind, []).append(row)
+            if row["steps"] in STEPS and not row["row"].startswith("0.8"):
+                label = "+ LCM" if row["row"].endswith("+ LCM") else _kind(row["sampler"])
+                lines.setdefault(label, []).append(row)
         for label, cells in lines.items():
-            values = [cell["distance to 50"]["value"] for cell in cells]
-            axis.plot(
-                [cell["steps"] for cell in cells], values, "o-", lw=3 if label == "+ LCM" else 1, ms=3, label=label
-            )
+            values = [cell["distance to 50 guided"]["value"] for cell in cells]
+            look = "o-" if label == "+ LCM" else "o--" if "guidance" in label else "o:"
+            axis.plot([cell["steps"] for cell in cells], values, look, lw=3 if look == "o-" else 1, ms=3, label=label)
         axis.set(title=title, xlabel="steps", xscale="log", yscale="log")
         axis.set_xticks(STEPS, [str(steps) for steps in STEPS])
         axis.minorticks_off()
-    axes[0][0].set_ylabel("Fréchet distance to 50 steps")
+    axes[0][0].set_ylabel("Fréchet distance to 50 guided steps")
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

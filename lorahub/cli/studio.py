@@ -46,7 +46,8 @@ def command() -> None:
 def show(folder: Path, as_json: bool, **given: Any) -> None:
     """Add a style and an acceleration vector in a fresh registry, and draw with 1, 2, 4, 8 and 50 steps.
 
-    The rows are the base, the style, and 0.8*style + 1.0*lcm at half its rank, all with the same prompts and noise.
+    The rows are the base, the style, and 0.8*style + 1.0*lcm at half its rank, all with the same prompts and noise; guidance
+    is used without the acceleration vector, as it contains its effect.
     Leaves a picture and a self-contained page, and prints the scores. Takes a minute or two.
 
     \b
@@ -107,10 +108,10 @@ def _show_lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['combined']['reference']}: {made['expression']}"
     yield f"  rank {made['ranks'][1]} (was {made['rank_before']}), {made['relative_error']:.1%} of the norm left out"
     yield ""
-    yield f"{'':18}{'sampler':8}{'steps':>5}  {'attributes':>10}  {'style':>5}  {'distance to the style at 50':>27}"
+    yield f"{'':18}{'sampler':8}{'guidance':>8}{'steps':>7}  {'attributes':>10}  {'style':>5}  {'distance to the style at 50':>27}"
     for cell in result["cells"]:
         scores = f"{cell['attributes']:10.0%}  {cell['style']:5.0%}  {cell['distance']:27.2f}"
-        yield f"{cell['row']:18}{cell['sampler']:8}{cell['steps']:5}  {scores}"
+        yield f"{cell['row']:18}{cell['sampler']:8}{cell['guidance']:8g}{cell['steps']:7}  {scores}"
     yield ""
     yield result["picture"]
     yield result["page"]

@@ -28,11 +28,11 @@ Progress = Callable[[str, int, int, float], None]
 class Plan:
     """How long each stage trains; `pictures` are drawn for the base, a quarter as many for each vector."""
 
-    vae: Schedule = field(default_factory=lambda: Schedule(1600, 3e-3, ema=0.99))
+    vae: Schedule = field(default_factory=lambda: Schedule(3000, 3e-3, ema=0.99))
     scorer: Schedule = field(default_factory=lambda: Schedule(1500, 3e-3, ema=0.99))
-    base: Schedule = field(default_factory=lambda: Schedule(5500, 2e-3, ema=0.998))
-    lcm_steps: int = 1000
-    style_steps: int = 500
+    base: Schedule = field(default_factory=lambda: Schedule(18_000, 2e-3, ema=0.998))
+    lcm_steps: int = 1200
+    style_steps: int = 700
     styles: tuple[str, ...] = tuple(styles.STYLES)
     pictures: int = 30_000
     seed: int = 1

@@ -26,6 +26,8 @@ NOISE = {
     "steps_offset": 1,
 }
 """The noise schedule of Stable Diffusion 1.5, with v-prediction."""
+GUIDANCE = 3.0
+"""The guidance scale that the base is drawn with, and that the acceleration vector makes unnecessary."""
 
 
 def vae(seed: int) -> Any:

@@ -6,7 +6,7 @@ The rule: the pictures come from the file that the registry keeps, so what is se
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.errors import ConflictError
 from lorahub.loading import load_version
 from lorahub.making import Wish
-from lorahub.studio import grids, shipped, styles, world
+from lorahub.studio import grids, models, shipped, styles, world
 from lorahub.studio.sampling import Sampler, sample, wearing
 from lorahub.studio.scoring import Scorer, frechet, see
 from lorahub.workspace.compatibility import Compatibility
@@ -40,14 +40,27 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class Cell:
     """The scores of one row at one number of steps: share of pictures with all attributes right, of those in the style,
-    and the Fréchet distance to pictures of the style drawn with 50 steps from other noise."""
+    and the Fréchet distance to guided pictures of the style drawn with 50 steps from other noise."""
 
     row: str
     sampler: str
     steps: int
+    guidance: float
     attributes: float
     style: float
     distance: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What draws one row of the picture."""
+
+    scheduler: str
+    guidance: float
+    adapter: Adapter | None
+
+    def sampler(self, steps: int) -> Sampler:
+        return Sampler(self.scheduler, steps, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,14 @@ def show(
     with open_registry(home) as catalogue:
         compatibility, combined, adapters = _combine(catalogue, style, weights)
     pipe, scorer = shipped.load(weights), shipped.scorer(weights)
-    rows: dict[str, tuple[str, Adapter | None]] = {
-        "base": ("ddim", None),
-        style: ("ddim", adapters[0]),
-        f"{style} + LCM": ("lcm", adapters[1]),
+    rows = {
+        "base": Row("ddim", models.GUIDANCE, None),
+        style: Row("ddim", models.GUIDANCE, adapters[0]),
+        f"{style} + LCM": Row("lcm", 1.0, adapters[1]),  # guidance is in the vector
     }
     drawn = _drawn(pipe, rows, prompts, seed, progress)
     with wearing(pipe, adapters[0]):  # from other noise, or a sampler that retraces the same path would seem nearer
-        reference = sample(pipe, prompts, Sampler("ddim", STEPS[-1]), seed=seed + 1)
+        reference = sample(pipe, prompts, rows[style].sampler(STEPS[-1]), seed=seed + 1)
     cells = _scored(scorer, drawn, reference, rows, prompts, style)
     picture = grids.grid(
         [[cell[:_SHOWN] for cell in row] for row in drawn.values()],
@@ -138,18 +151,18 @@ def _kept(catalogue: Catalogue, reference: str) -> Adapter:
 
 def _drawn(
     pipe: StableDiffusionPipeline,
-    rows: dict[str, tuple[str, Adapter | None]],
+    rows: Mapping[str, Row],
     prompts: Sequence[str],
     seed: int,
     progress: Progress | None,
 ) -> dict[str, list[Tensor]]:
     drawn: dict[str, list[Tensor]] = {}
     done, total = 0, len(rows) * len(STEPS)
-    for row, (scheduler, adapter) in rows.items():
-        drawn[row] = []
-        with wearing(pipe, adapter):
+    for name, row in rows.items():
+        drawn[name] = []
+        with wearing(pipe, row.adapter):
             for steps in STEPS:
-                drawn[row].append(sample(pipe, prompts, Sampler(scheduler, steps), seed=seed))
+                drawn[name].append(sample(pipe, prompts, row.sampler(steps), seed=seed))
                 done += 1
                 if progress is not None:
                     progress(done, total, "cells")
@@ -160,28 +173,39 @@ def _scored(
     scorer: Scorer,
     drawn: dict[str, list[Tensor]],
     reference: Tensor,
-    rows: dict[str, tuple[str, Adapter | None]],
+    rows: Mapping[str, Row],
     prompts: Sequence[str],
     style: str,
 ) -> tuple[Cell, ...]:
     near = see(scorer, reference, prompts, style)
     cells = []
-    for row, pictures in drawn.items():
+    for name, pictures in drawn.items():
+        row = rows[name]
         for steps, cell in zip(STEPS, pictures, strict=True):
             seen = see(scorer, cell, prompts, style)
             distance = frechet(seen.features, near.features)
-            cells.append(Cell(row, rows[row][0], steps, seen.accuracy(), seen.accuracy("style"), distance))
+            shares = seen.accuracy(), seen.accuracy("style")
+            cells.append(Cell(name, row.scheduler, steps, row.guidance, *shares, distance))
     return tuple(cells)
 
 
 def table(cells: Sequence[Cell]) -> list[list[str]]:
     """The scores as text, one line for each cell under a head."""
-    head = ["", "sampler", "steps", "attributes right", "in the style", f"distance to the style's {STEPS[-1]} steps"]
+    head = [
+        "",
+        "sampler",
+        "steps",
+        "guidance",
+        "attributes right",
+        "in the style",
+        f"distance to the style's {STEPS[-1]} steps",
+    ]
     return [head] + [
         [
             cell.row,
             cell.sampler,
             str(cell.steps),
+            f"{cell.guidance:g}",
             f"{cell.attributes:.2f}",
             f"{cell.style:.2f}",
             f"{cell.distance:.2f}",

