@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _WISH = (
     "prompts", "negative", "seeds", "steps", "reference_steps", "guidance", "samplers", "sweep", "height", "width", "folder",
-    "accelerators", "feature_model", "clip_model",
+    "feature_model", "clip_model", "lpips_model",
 )  # fmt: skip
 
 
@@ -61,6 +61,36 @@ def device_option(command: _Command) -> _Command:
     )(command)
 
 
+def accelerator_option(command: _Command) -> _Command:
+    return click.option(
+        "--accelerator",
+        "accelerators",
+        multiple=True,
+        metavar="NAME=FAMILY",
+        help="This operand accelerates, and is drawn as lcm, tcd, hyper-sd and so on are.",
+    )(command)
+
+
+def base_model_options(*, required: bool) -> Callable[[_Command], _Command]:
+    """The base model that is drawn with, and what a single file needs besides."""
+
+    def decorate(command: _Command) -> _Command:
+        config = click.option(
+            "--base-config",
+            type=click.Path(exists=True, file_okay=False),
+            metavar="DIR",
+            help="Folder with the diffusers configuration of a base model that is a single file. [asked of the Hub]",
+        )(command)
+        return click.option(
+            "--base-model",
+            required=required,
+            metavar="PATH|HUB-ID",
+            help="Put it on this and draw: a diffusers folder, a single file or a repository.",
+        )(config)
+
+    return decorate
+
+
 def picture_options(command: _Command) -> _Command:
     """What is drawn; all but the first need it."""
     for option in reversed(
@@ -69,7 +99,12 @@ def picture_options(command: _Command) -> _Command:
             click.option("--negative", metavar="TEXT", help="What the base's own samplers should avoid."),
             click.option("--seeds", type=Numbers(), metavar="N,N...", help="Each prompt once per seed. [0,1,2,3]"),
             click.option("--reference-steps", type=click.IntRange(2), help="Of the many-step pictures. [25]"),
-            click.option("--guidance", type=click.FloatRange(0), help="Of the base's samplers. [the pipeline's own]"),
+            click.option(
+                "--guidance",
+                type=click.FloatRange(0),
+                metavar="SCALE",
+                help="Of the base's samplers, those of the many-step pictures among them. [the pipeline's own]",
+            ),
             click.option(
                 "--sampler", "samplers", multiple=True, metavar="NAME", help="ddim, dpmsolver++, unipc, euler. [all]"
             ),
@@ -81,14 +116,7 @@ def picture_options(command: _Command) -> _Command:
                 "folder",
                 type=click.Path(file_okay=False, path_type=Path),
                 metavar="DIR",
-                help="Keep pictures here, and take those that lie here from an interrupted run.",
-            ),
-            click.option(
-                "--accelerator",
-                "accelerators",
-                multiple=True,
-                metavar="NAME=FAMILY",
-                help="This operand accelerates, and is drawn as lcm, tcd, hyper-sd and so on are.",
+                help="Keep pictures here, and take those that lie here from an interrupted run. [they are not kept]",
             ),
             click.option(
                 "--feature-model",
@@ -98,6 +126,12 @@ def picture_options(command: _Command) -> _Command:
             ),
             click.option(
                 "--clip-model", type=click.Path(exists=True), metavar="DIR", help="Folder of a CLIP for the score clip."
+            ),
+            click.option(
+                "--lpips-model",
+                type=click.Path(exists=True, dir_okay=False),
+                metavar="FILE",
+                help="torchvision's weights of AlexNet for the score lpips. [torch's cache]",
             ),
         ]
     ):

@@ -15,12 +15,7 @@ _SHOWN = 20
 
 @click.command(cls=picturing.Remembering, short_help="Search the weights of a combination for the best pictures.")
 @click.argument("expression", type=options.Expression())
-@click.option(
-    "--base-model",
-    required=True,
-    metavar="PATH|HUB-ID",
-    help="Draw with this: a folder, a single file or a repository.",
-)
+@picturing.base_model_options(required=True)
 @click.option("--steps", type=click.IntRange(1), default=4, show_default=True, help="Of the pictures that are scored.")
 @click.option(
     "--score",
@@ -41,6 +36,7 @@ _SHOWN = 20
 )
 @click.option("--search-seed", "seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search.")
 @picturing.picture_options
+@picturing.accelerator_option
 @click.option(
     "-o", "--output", "page", type=click.Path(dir_okay=False), metavar="FILE", help="Also write a page: tuned.html."
 )

@@ -36,10 +36,9 @@ EXIT_CODES = {"pass": 0, "warning": 0, "fail": 7, "inconclusive": 8}
     multiple=True,
     help="A file or folder with the sources of a merged file.",
 )
-@click.option(
-    "--base-model", metavar="PATH|HUB-ID", help="Also put it on this (a folder, a file, a repository), and draw."
-)
+@picturing.base_model_options(required=False)
 @picturing.picture_options
+@picturing.accelerator_option
 @click.option("--steps", type=picturing.Numbers(), metavar="N,N...", help="Columns of the figure. [1,2,4,8]")
 @click.option("--sweep", metavar="NAME=FROM:TO:BY", help="Draw with these weights of one operand.")
 @click.option("--numeric", is_flag=True, help="Also compare run time, fused and baked, layer by layer.")

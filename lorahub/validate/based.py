@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorahub import bases
@@ -39,14 +38,8 @@ def family(name: str) -> str:
     return name.partition(_MARK)[0]
 
 
-def describe_pipeline(base_model: str | Path | DiffusionPipeline) -> str | None:
-    """Register the layers of a pipeline as a base and return its name: `sd15-like-1a2b3c`; None for another class.
-
-    Raises what `pipelines.load_pipeline` raises.
-    """
-    from lorahub.validate.pipelines import load_pipeline
-
-    pipe = load_pipeline(base_model, "cpu", None)[0] if isinstance(base_model, (str, Path)) else base_model
+def describe_pipeline(pipe: DiffusionPipeline) -> str | None:
+    """Register the layers of a pipeline as a base and return its name: `sd15-like-1a2b3c`; None for another class."""
     like = _LIKE.get(type(pipe).__name__)
     if like is None:
         return None

@@ -167,7 +167,8 @@ class Generation:
     plan: with guidance and samplers filled in. pipeline: class name. base: what was loaded.
     reference: the many-step cell that distances are measured to; base_reference: that of the bare base.
     placement: device, dtype and what was done to fit the memory. peak_memory: bytes of the device, None where that
-    cannot be had. seconds_per_step: row -> mean seconds for one step of one picture.
+    cannot be had. seconds_per_step: row -> mean seconds for one step of one picture. kept: whether the pictures stay on the
+    disk when this is gone.
     """
 
     plan: Plan
@@ -180,6 +181,7 @@ class Generation:
     placement: Mapping[str, Any]
     peak_memory: int | None
     seconds_per_step: Mapping[str, float]
+    kept: bool = True
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -195,11 +197,14 @@ class Generation:
         return next((score for score in self.scores if score.cell == cell and score.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field by name; cells are listed once, each with its pictures and its scores by name."""
-        cells = []
+        """Every field by name; cells are listed once, each with its pictures and its scores by name.
+
+        The path of a picture that is not kept is None.
+        """
+        cells, lost = [], {} if self.kept else {"path": None}
         for cell in self.cells:
             scores = {score.name: _numbers(score) for score in self.scores if score.cell == cell}
-            cells.append(cell.to_json() | {"pictures": [p.to_json() for p in self.of(cell)], "scores": scores})
+            cells.append(cell.to_json() | {"pictures": [p.to_json() | lost for p in self.of(cell)], "scores": scores})
         return {
             "plan": self.plan.to_json(),
             "base": self.base,

@@ -71,7 +71,8 @@ def parts_of(subject: Subject) -> list[Part] | None:
     for operand in subject.operands:
         if operand.profile is None:
             return None
-        parts += _parents(operand) or [Part(operand.profile, operand.weight, operand.reference)]
+        told = [] if operand.declared else _parents(operand)
+        parts += told or [Part(operand.profile, operand.weight, operand.reference)]
     return parts
 
 

@@ -15,17 +15,19 @@ import torch
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.errors import UsageError
+from lorahub.validate.base_model import base_model, pixels_of
 from lorahub.validate.cells import Cell, Generation, Picture, Plan, Score
 from lorahub.validate.drawing import Progress, Session, default_guidance
 from lorahub.validate.fitting import Fit
 from lorahub.validate.judges import Judges, find_judges
-from lorahub.validate.pipelines import live_fit, load_pipeline
 from lorahub.validate.planning import figure
 from lorahub.validate.samplers import fitting_names, scheduler
 from lorahub.validate.scores import Scorer
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from lorahub.validate.base_model import Given
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Drawing:
 
 
 def open_drawing(
-    base: str | Path | DiffusionPipeline,
+    base: Given,
     terms: Sequence[Term],
     plan: Plan,
     folder: Path,
@@ -74,11 +76,8 @@ def open_drawing(
         raise UsageError("expected at least one term to draw with")
     if any(term.accelerates for term in terms) and plan.acceleration is None:
         raise UsageError("a term accelerates, but the plan does not say how it is drawn")
-    if isinstance(base, (str, Path)):
-        pipe, fit = load_pipeline(base, device, _pixels(plan, None))
-        name = str(base)
-    else:
-        pipe, fit, name = base, live_fit(base, _pixels(plan, base) or 1024**2), _called(base)
+    held = base_model(base, device=device, pixels=pixels_of(plan))
+    pipe, fit = held.loaded
     plan = _filled(pipe, plan)
     accelerators = [term.name for term in terms if term.accelerates]
     weights: dict[str, float] = {}
@@ -89,11 +88,11 @@ def open_drawing(
         scheduler(pipe, cell.sampler, plan.acceleration)  # a sampler that does not fit is said before hours of drawing
     session = Session(pipe, plan, {term.name: term.adapter for term in terms}, folder, fit, resume)
     scorer = Scorer(plan, judges or find_judges(), drawn.reference, drawn.base_reference)
-    return Drawing(session, plan, scorer, name, drawn.cells)
+    return Drawing(session, plan, scorer, held.name, drawn.cells)
 
 
 def generate(
-    base: str | Path | DiffusionPipeline,
+    base: Given,
     terms: Sequence[Term],
     plan: Plan,
     folder: Path,
@@ -105,8 +104,9 @@ def generate(
 ) -> Generation:
     """Draw and score every cell of the plan.
 
-    base: a diffusers folder, a single file, a Hub id, or a live pipeline, which is left as it came. folder: where the
-    pictures go, one PNG each; with `resume`, those that were drawn before with the same settings are taken.
+    base: a diffusers folder, a single file, a Hub id, a live pipeline, which is left as it came, or a BaseModel, which has
+    a device of its own. folder: where the pictures go, one PNG each; with `resume`, those that were drawn before with the
+    same settings are taken.
     judges: networks that score, of `judges.find_judges`. progress: (pictures done, pictures in all).
     Raises what `open_drawing`, `Session.draw` and `attach` raise.
     """
@@ -147,20 +147,6 @@ def peak_memory(device: str) -> int | None:
 def _filled(pipe: DiffusionPipeline, plan: Plan) -> Plan:
     guidance = default_guidance(pipe) if plan.guidance is None else plan.guidance
     return replace(plan, samplers=fitting_names(pipe, plan.samplers), guidance=guidance)
-
-
-def _pixels(plan: Plan, pipe: Any) -> int | None:
-    """Of one picture: of the plan, else of the pipeline; None when neither says."""
-    height, width = plan.height or plan.width, plan.width or plan.height
-    if height and width:
-        return height * width
-    model = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    size = getattr(getattr(model, "config", None), "sample_size", None) or getattr(pipe, "default_sample_size", None)
-    return (size * pipe.vae_scale_factor) ** 2 if isinstance(size, int) else None
-
-
-def _called(pipe: Any) -> str:
-    return str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__)
 
 
 def _placement(fit: Fit) -> Mapping[str, Any]:

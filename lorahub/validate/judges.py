@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lorahub.errors import FileFormatError, NotFoundError
+from lorahub.errors import FileFormatError, LorahubError, NotFoundError
 from lorahub.validate.measures import Numbers
+from lorahub.validate.perceptual import find_lpips
 
 _CHUNK = 16
-_ALEXNET = "alexnet-owt-7be5be79.pth"
 
 
 @dataclass(frozen=True)
@@ -41,33 +40,46 @@ class Judges:
 
     @torch.no_grad()
     def clip_scores(self, pictures: Tensor, prompts: Sequence[str]) -> Numbers:
-        """100 times the cosine of picture and prompt, at least 0, for each picture (Hessel et al., arXiv 2104.08718)."""
-        from torchmetrics.functional.multimodal import clip_score
+        """100 times the cosine of picture and prompt, at least 0, for each picture (Hessel et al., arXiv 2104.08718).
 
+        Prompts are cut to the length that the model takes.
+        """
+        # torchmetrics' own function does not take what transformers 5 gives it.
         assert self.clip is not None
         model, processor = self.clip
-        whole = (pictures * 255).round().byte()
-        pairs = zip(whole, prompts, strict=True)
-        return np.array([float(clip_score(one, text, lambda: (model, processor))) for one, text in pairs])
+        length = model.config.text_config.max_position_embeddings
+        found = []
+        for start in range(0, len(pictures), _CHUNK):
+            whole = (pictures[start : start + _CHUNK] * 255).round().byte()
+            words = {"text": list(prompts[start : start + _CHUNK]), "truncation": True, "max_length": length}
+            seen = model(**processor(images=list(whole), padding=True, return_tensors="pt", **words))
+            found.append(torch.cosine_similarity(seen.image_embeds, seen.text_embeds))
+        return (100 * torch.cat(found).clamp(min=0)).double().numpy()
 
 
-def find_judges(features: str | Path | nn.Module | None = None, clip: str | Path | None = None) -> Judges:
+def find_judges(
+    features: str | Path | nn.Module | None = None, clip: str | Path | None = None, lpips: str | Path | None = None
+) -> Judges:
     """What is at hand.
 
     features: a program of torch.export (`.pt2`), a TorchScript file (such as StyleGAN's `inception-2015-12-05.pt`), or a
-    module. clip: a folder of transformers' CLIP. LPIPS is had when torchvision's AlexNet is in torch's cache already.
-    Raises NotFoundError and FileFormatError for what was given and cannot be loaded.
+    module. clip: a folder of transformers' CLIP. lpips: torchvision's file of AlexNet's weights, which is also found in
+    torch's cache.
+    Raises NotFoundError and FileFormatError for what was given and cannot be loaded, LorahubError when torchmetrics, which
+    scores, is missing.
     """
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise LorahubError("scoring pictures needs torchmetrics: pip install 'lorahub-toolkit[validate]'")
     reasons = {}
     if features is None:
         reasons["features"] = "cannot be had: no feature model was given"
     if clip is None:
         reasons["clip"] = "cannot be had: no folder of a CLIP model was given"
-    lpips, missing = _lpips()
+    network, missing = find_lpips(None if lpips is None else Path(lpips))
     if missing:
         reasons["lpips"] = f"cannot be had: {missing}"
     loaded = _features(Path(features)) if isinstance(features, (str, Path)) else features
-    return Judges(loaded, None if clip is None else _clip(Path(clip)), lpips, reasons)
+    return Judges(loaded, None if clip is None else _clip(Path(clip)), network, reasons)
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
@@ -132,22 +144,3 @@ def _clip(folder: Path) -> tuple[Any, Any]:
         return model, AutoProcessor.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{folder} holds no CLIP model: {str(error).splitlines()[0]}") from error
-
-
-def _lpips() -> tuple[Callable[[Tensor, Tensor], Tensor] | None, str]:
-    """(distances of pictures in [0, 1], why they cannot be had)."""
-    if importlib.util.find_spec("torchvision") is None:
-        return None, "LPIPS needs torchvision"
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET
-    if not weights.is_file():
-        return None, f"LPIPS needs the AlexNet of torchvision at {weights}"
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    metric = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-
-    @torch.no_grad()
-    def distances(pictures: Tensor, references: Tensor) -> Tensor:
-        pairs = zip(torch.split(pictures, 1), torch.split(references, 1), strict=True)
-        return torch.stack([metric(one, other) for one, other in pairs])
-
-    return distances, ""

@@ -24,13 +24,16 @@ from lorahub.files.paths import PICKLE_SUFFIXES, find_weights, read_config
 from lorahub.formats.layout import Layout, parse, seen
 from lorahub.loading import load, load_all
 from lorahub.references import find
-from lorahub.validate.based import known
+from lorahub.validate.based import describe_pipeline, known
 from lorahub.validate.measuring import Measured, measure
+from lorahub.validate.samplers import declared
 from lorahub.workspace.profiles import Profile, profile
 
 if TYPE_CHECKING:
+    from lorahub.validate.base_model import BaseModel
     from lorahub.workspace.core import Workspace
     from registry import VersionRecord
+    from registry.records import RunSettings
 
 Progress = Callable[..., None]
 """(done, in all[, of what; layers if it is not said])."""
@@ -77,6 +80,8 @@ class Operand:
     record: VersionRecord | None
     profile: Profile | None
     """What the registry or the header tells before weights are read; None for a file that cannot be read."""
+    declared: bool = False
+    """Whether the caller said that it accelerates, and how."""
 
 
 @dataclass(eq=False)
@@ -145,12 +150,33 @@ def open_subject(
     *,
     workspace: Workspace | None = None,
     base: str | None = None,
+    base_model: BaseModel | None = None,
+    accelerators: Collection[str] = (),
     allow_pickle: bool = False,
 ) -> Subject:
     """The operands of an expression, or the one adapter that `text` names, opened.
 
-    Raises UsageError for a malformed expression, NotFoundError, NetworkError and AuthError for what cannot be had.
+    base_model: tells the layers of a base that is not listed, where none was named and the files fit no listed one.
+    accelerators: `TERM=FAMILY`, for those that neither their names nor the registry tell, see `samplers.declared`.
+    Raises UsageError for a malformed expression or accelerator, NotFoundError, NetworkError and AuthError for what cannot
+    be had, and what loading the base model raises.
     """
+    opened = _open_subject(text, workspace, base, allow_pickle)
+    if base is None and base_model is not None and any(file.layout and not file.base for file in opened.files):
+        opened = _open_subject(text, workspace, describe_pipeline(base_model.loaded[0]), allow_pickle)
+    said = dict(declared(each, [operand.reference for operand in opened.operands]) for each in accelerators)
+    return replace(opened, operands=tuple(_accelerating(operand, said) for operand in opened.operands))
+
+
+def _accelerating(operand: Operand, said: Mapping[str, RunSettings]) -> Operand:
+    """The operand as the caller says that it is run, if they do."""
+    if operand.reference not in said or operand.profile is None:
+        return operand
+    profile = replace(operand.profile, kind="acceleration", run=said[operand.reference])
+    return replace(operand, profile=profile, declared=True)
+
+
+def _open_subject(text: str, workspace: Workspace | None, base: str | None, allow_pickle: bool) -> Subject:
     weights: dict[str, float] = {}
     for term in parse_expression(text):
         weights[term.reference] = weights.get(term.reference, 0.0) + term.weight

@@ -91,8 +91,9 @@ def table(made: Generation) -> tuple[tuple[str, ...], ...]:
 
 
 def _names(scores: Sequence[Score]) -> list[str]:
-    """Names of scores that some cell has, in their order."""
-    return list(dict.fromkeys(score.name for score in scores if score.value is not None))
+    """Names of scores that some cell has, in the order of `SCORES`."""
+    had = {score.name for score in scores if score.value is not None}
+    return [name for name in SCORES if name in had]
 
 
 def _plots(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorahub.errors import UsageError
 from lorahub.validate.cells import Acceleration, Generation, Plan, Wanted
@@ -15,9 +17,10 @@ from lorahub.validate.finding import Finding, Severity
 from lorahub.validate.opening import Subject
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
+    from lorahub.validate.base_model import BaseModel
     from lorahub.validate.generating import Term
+
+_Drawn = TypeVar("_Drawn")
 
 
 @dataclass(frozen=True)
@@ -25,36 +28,33 @@ class Pictures(Wanted):
     """What to draw, and with what to score it.
 
     sweep: spelled `lcm=0.6:1.2:0.2`.
-    folder: pictures that lie there and were drawn with the same settings are taken; None is a new temporary folder.
-    accelerators: `TERM=FAMILY`, for accelerators that neither their names nor the registry tell, see `samplers.declared`.
-    feature_model, clip_model: networks that some scores need, see `judges.find_judges`.
+    folder: pictures that lie there and were drawn with the same settings are taken, and new ones are kept; None keeps none
+    for longer than the result is there, see `in_folder`.
+    feature_model, clip_model, lpips_model: networks that some scores need, see `judges.find_judges`.
     """
 
     sweep: str | None = None
     folder: Path | None = None
-    accelerators: tuple[str, ...] = ()
     feature_model: str | Path | None = None
     clip_model: str | Path | None = None
+    lpips_model: str | Path | None = None
 
 
-def compare(
-    subject: Subject, base_model: str | Path | DiffusionPipeline
-) -> tuple[tuple[Finding, ...], Mapping[str, Any]]:
+def compare(subject: Subject, base_model: BaseModel) -> tuple[tuple[Finding, ...], Mapping[str, Any]]:
     """Findings on the denoiser's answers with the vector put on in three ways, and what a step takes in each.
 
     Raises what `load_pipeline` and `check_pipeline` raise.
     """
     from lorahub.validate.numeric import check_pipeline
-    from lorahub.validate.pipelines import load_pipeline, place
+    from lorahub.validate.pipelines import place
 
     if subject.adapter is None:
         return (Finding("numeric", Severity.INCONCLUSIVE, f"nothing can be put on: {subject.combined[1]}"),), {}
-    pipe = base_model
-    if isinstance(pipe, (str, Path)):
-        pipe, fit = load_pipeline(pipe, subject.device, None)
-        if fit.offload != "none":
-            reason = "cannot be judged: the memory holds only parts of the pipeline at a time"
-            return (Finding("numeric", Severity.INCONCLUSIVE, reason),), {}
+    pipe, fit = base_model.loaded
+    if fit.offload != "none":
+        reason = "cannot be judged: the memory holds only parts of the pipeline at a time"
+        return (Finding("numeric", Severity.INCONCLUSIVE, reason),), {}
+    if not base_model.is_live:
         place(pipe, fit)
     found = check_pipeline(pipe, subject.terms)
     return found.findings, found.to_json()
@@ -74,9 +74,7 @@ def compare_layers(subject: Subject) -> tuple[Finding, ...]:
     return check_layers(subject.terms, device=subject.device, progress=advance)
 
 
-def draw(
-    subject: Subject, base_model: str | Path | DiffusionPipeline, wish: Pictures
-) -> tuple[Generation | None, tuple[Finding, ...]]:
+def draw(subject: Subject, base_model: BaseModel, wish: Pictures) -> tuple[Generation | None, tuple[Finding, ...]]:
     """The pictures and the findings on them; no pictures, and why, where the subject is no vector.
 
     Raises UsageError for a wish that does not fit, and what `generating.generate` raises.
@@ -88,44 +86,53 @@ def draw(
     if subject.adapter is None:
         return None, (Finding("pictures", Severity.INCONCLUSIVE, f"nothing can be drawn: {subject.combined[1]}"),)
     terms, plan = planned(subject, wish)
-    judges = find_judges(wish.feature_model, wish.clip_model)
-    folder = folder_of(wish)
+    judges = find_judges(wish.feature_model, wish.clip_model, wish.lpips_model)
 
     def advance(done: int, total: int) -> None:
         if subject.progress is not None:
             subject.progress(done, total, "pictures")
 
-    generation = generate(base_model, terms, plan, folder, device=subject.device, judges=judges, progress=advance)
+    def drawn(folder: Path) -> Generation:
+        made = generate(base_model, terms, plan, folder, judges=judges, progress=advance)
+        return replace(made, kept=wish.folder is not None)
+
+    generation = in_folder(wish.folder, drawn)
     return generation, judge(generation)
 
 
-def folder_of(wish: Pictures) -> Path:
-    """Where the pictures go: they are kept, since a report says where each of them lies."""
-    return wish.folder or Path(tempfile.mkdtemp(prefix="lorahub-pictures-"))
+def in_folder(folder: Path | None, draw: Callable[[Path], _Drawn]) -> _Drawn:
+    """What `draw` makes of pictures in the folder; where that is None, in one that goes when what was made goes.
+
+    One that goes is also removed when drawing fails or is interrupted, and when the interpreter ends.
+    """
+    if folder is not None:
+        return draw(folder)
+    passing = Path(tempfile.mkdtemp(prefix="lorahub-pictures-"))
+    try:
+        drawn = draw(passing)
+    except BaseException:
+        shutil.rmtree(passing, ignore_errors=True)
+        raise
+    weakref.finalize(drawn, shutil.rmtree, passing, ignore_errors=True)
+    return drawn
 
 
 def planned(subject: Subject, wish: Pictures) -> tuple[list[Term], Plan]:
     """The terms of a subject that is a vector, and what of them is drawn. Raises UsageError for a wish that does not fit."""
     from lorahub.validate.generating import Term
     from lorahub.validate.planning import parse_sweep
-    from lorahub.validate.samplers import declared
 
-    said = dict(declared(text, [operand.reference for operand in subject.operands]) for text in wish.accelerators)
     fast = [part for part in parts_of(subject) or [] if part.profile.accelerates and part.weight > 0]
     terms = [
-        Term(operand.reference, operand.weight, operand.adapter, _is(operand.reference, fast, said))
+        Term(operand.reference, operand.weight, operand.adapter, any(part.of == operand.reference for part in fast))
         for operand in subject.operands
         if operand.adapter is not None
     ]
     return terms, Plan(
         **{each.name: getattr(wish, each.name) for each in fields(Wanted)},
-        acceleration=next(iter(said.values()), None) or (_acceleration(fast[0]) if fast else None),
+        acceleration=_acceleration(fast[0]) if fast else None,
         sweep=parse_sweep(wish.sweep, [term.name for term in terms]) if wish.sweep else None,
     )
-
-
-def _is(reference: str, fast: Sequence[Part], said: Collection[str]) -> bool:
-    return reference in said or any(part.of == reference for part in fast)
 
 
 def _acceleration(part: Part) -> Acceleration:

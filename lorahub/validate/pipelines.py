@@ -10,11 +10,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import torch
+from huggingface_hub import errors as hub
 
 from lorahub import header
 from lorahub.checkpoints import open_checkpoint
@@ -33,34 +35,39 @@ CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *_FLOW_CLASSE
 _OF_FILE = {"sd15": CLASSES[0], "sd2": CLASSES[0], "sdxl": CLASSES[1], "ssd-1b": CLASSES[1], "sd3": CLASSES[2]}
 _OF_FILE |= {"sd35-medium": CLASSES[2], "sd35-large": CLASSES[2], "flux1": CLASSES[3]}
 _VARIANTS = ("fp16", "bf16")
+_ASKING = (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, httpx2.HTTPError)
+"""What the Hub's client raises while diffusers asks it for a configuration."""
 _SAMPLED = 16
 """Values of each tensor that tell one set of weights from another."""
 
 
-def load_pipeline(base: str | Path, device: str, pixels: int | None) -> tuple[DiffusionPipeline, Fit]:
+def load_pipeline(
+    base: str | Path, device: str, pixels: int | None, *, config: str | Path | None = None
+) -> tuple[DiffusionPipeline, Fit]:
     """The pipeline at a path (a diffusers folder or a single file) or of a Hub repository, on the CPU, and how to place it.
 
     device: `auto` is CUDA where torch finds it, else the CPU. pixels: of one picture, None for what the base is made for.
+    config: a diffusers folder whose configuration and tokenizers belong to the single file; without it diffusers asks the
+    Hub for those of the base that the file's layers are of.
     Raises NotFoundError, FileFormatError, NetworkError, AuthError; UsageError for a pipeline that draws no pictures from
-    prompts, or that does not fit the memory.
+    prompts, or that does not fit the memory, or a file whose configuration must be given.
     """
     place = _found(base)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    single = place.is_file()
-    kind = _OF_FILE.get(open_checkpoint(place).base, "a checkpoint of another base") if single else _class_name(place)
+    settings = _settings_of(place, config)
+    kind = _class_of(place, settings)
     if kind not in CLASSES:
         raise UsageError(f"{base}: {kind} cannot draw here: expected one of {', '.join(CLASSES)}")
-    parameters = {"all": _count(place)} if single else _components(place)
     fit = choose(
-        parameters,
+        {"all": _count(place)} if place.is_file() else _components(place),
         device=device,
         memory=free_memory(device),
-        pixels=pixels or (512**2 if kind == CLASSES[0] else 1024**2),
+        pixels=pixels or _pixels(settings) or (512**2 if kind == CLASSES[0] else 1024**2),
         flow=kind in _FLOW_CLASSES,
         bf16=device == "cpu" or torch.cuda.is_bf16_supported(),
     )
     with quiet():
-        return _load(place, kind, getattr(torch, fit.dtype)), fit
+        return _load(place, kind, getattr(torch, fit.dtype), settings), fit
 
 
 def live_fit(pipe: DiffusionPipeline, pixels: int) -> Fit:
@@ -138,29 +145,68 @@ def _found(base: str | Path) -> Path:
     from diffusers import DiffusionPipeline
 
     with quiet(), translated(f"base model {base}"):
-        return Path(DiffusionPipeline.download(str(base)))
+        try:
+            return Path(DiffusionPipeline.download(str(base)))
+        except OSError as error:  # diffusers hides what the Hub answered behind one that says that nothing is cached
+            cause = error.__cause__
+            raise (cause if isinstance(cause, Exception) else error) from getattr(cause, "__cause__", None)
 
 
-def _class_name(folder: Path) -> str:
+def _settings_of(place: Path, config: str | Path | None) -> Path | None:
+    """The folder with the configuration: the base itself, or what is given beside a single file."""
+    if config is None:
+        return None if place.is_file() else place
+    if not place.is_file():
+        raise UsageError(f"{place} is a folder with a configuration of its own: --base-config is for a single file")
+    folder = Path(config).expanduser()
+    if not folder.is_dir():
+        raise NotFoundError(f"no such folder of a configuration: {config}")
+    return folder
+
+
+def _class_of(place: Path, settings: Path | None) -> str:
+    """The name of the pipeline's class."""
+    if settings is None:
+        found = open_checkpoint(place).base
+        if found not in _OF_FILE:
+            raise UsageError(
+                f"{place}: its layers are those of no base that draws here: give the diffusers folder with its "
+                "configuration and tokenizer with --base-config"
+            )
+        return _OF_FILE[found]
     try:
-        return str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+        return str(json.loads((settings / "model_index.json").read_text())["_class_name"])
     except (OSError, ValueError, KeyError):
-        raise FileFormatError(f"{folder} is no diffusers pipeline: it has no readable model_index.json") from None
+        raise FileFormatError(f"{settings} is no diffusers pipeline: it has no readable model_index.json") from None
 
 
-def _load(place: Path, kind: str, dtype: torch.dtype) -> DiffusionPipeline:
+def _pixels(settings: Path | None) -> int | None:
+    """Of the pictures that the denoiser was made for, where its configuration tells."""
+    try:
+        (denoiser,) = (
+            path for part in ("unet", "transformer") if settings and (path := settings / part / "config.json").is_file()
+        )
+        blocks = json.loads((denoiser.parents[1] / "vae" / "config.json").read_text())["block_out_channels"]
+        return int(json.loads(denoiser.read_text())["sample_size"] * 2 ** (len(blocks) - 1)) ** 2
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _load(place: Path, kind: str, dtype: torch.dtype, settings: Path | None) -> DiffusionPipeline:
     import diffusers
 
     pipeline: Any = getattr(diffusers, kind)
     try:
         if place.is_file():
-            load: Callable[[], Any] = lambda: pipeline.from_single_file(str(place), dtype=dtype)  # noqa: E731
-            with translated(f"the configuration that belongs to {place}"):
-                pipe = load()
+            given = {} if settings is None else {"config": str(settings), "local_files_only": True}
+            pipe = pipeline.from_single_file(str(place), dtype=dtype, **given)
         else:
             only = {"variant": variant} if (variant := _variant(place)) else {}
             pipe = pipeline.from_pretrained(str(place), dtype=dtype, local_files_only=True, **only)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _ASKING as error:
+        with translated(f"{place}: its configuration, which --base-config can give"):
+            raise error
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         raise FileFormatError(f"{place} cannot be loaded: {str(error).splitlines()[0]}") from error
     # A false alarm of the checker, or a watermark, would be taken for an effect of the adapter.
     for part in ("safety_checker", "watermark"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 12, 40
 _DODGE = 5
 """Pixels between the whiskers of neighbouring lines at one place."""
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4")
@@ -41,8 +41,8 @@ class Line:
 
 
 def number(value: float) -> str:
-    """Three significant digits, as text."""
-    return f"{value:.3g}"
+    """Three significant digits, or the whole number where it has more, as text."""
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def plot(lines: Sequence[Line], *, x: str, y: str, logarithmic: bool = False) -> str:

@@ -12,7 +12,7 @@ from lorahub.errors import UsageError
 from lorahub.expression import quote, render
 from lorahub.references import configured
 from lorahub.validate import checks
-from lorahub.validate.based import describe_pipeline
+from lorahub.validate.base_model import BaseModel, pixels_of
 from lorahub.validate.opening import Subject, open_subject
 from lorahub.validate.picturing import Pictures, compare, compare_layers, draw
 from lorahub.validate.recording import record as keep
@@ -30,6 +30,8 @@ def validate(
     *,
     base: str | None = None,
     base_model: str | Path | DiffusionPipeline | None = None,
+    base_config: str | Path | None = None,
+    accelerators: Collection[str] = (),
     pictures: Pictures | None = None,
     numeric: bool = False,
     against: str | None = None,
@@ -46,7 +48,10 @@ def validate(
 
     subject: an expression, or whatever `lorahub.load` takes as a name. base: its base, where several fit.
     base_model: a diffusers folder, a single file, a Hub id or a live pipeline; its answers are compared
-    with the vector put on at run time, fused and baked. pictures: what is drawn with it and scored.
+    with the vector put on at run time, fused and baked. base_config: a diffusers folder with the configuration that
+    belongs to a single file. accelerators: `TERM=FAMILY` for those that neither their names nor the registry tell, such
+    as `mine=lcm`. pictures: what is drawn with it and scored; without a folder of their own they are there for
+    as long as the report's `generation` is.
     numeric: the same comparison layer by layer on random weights, which takes no base model.
     against: an expression that it is claimed to equal, compared layer by layer.
     targets: programs (`diffusers`, `comfyui`) that must load its files whole; else what they lose is a warning.
@@ -61,17 +66,18 @@ def validate(
     names = checks.chosen(only, claimed=against is not None)
     checks.check_targets(targets)
     text = quote(str(subject)) if isinstance(subject, Path) else subject
+    device = resolved(device)
+    held = None if base_model is None else BaseModel(base_model, device, pixels_of(pictures), base_config)
     with configured() as workspace:
-        opened = open_subject(text, workspace=workspace, base=base, allow_pickle=allow_pickle)
-        if base is None and base_model is not None and any(file.layout and not file.base for file in opened.files):
-            named = describe_pipeline(base_model)
-            opened = open_subject(text, workspace=workspace, base=named, allow_pickle=allow_pickle)
+        opened = open_subject(
+            text, workspace=workspace, base=base, base_model=held, accelerators=accelerators, allow_pickle=allow_pickle
+        )
         opened.claims, opened.targets, opened.parents = against, frozenset(targets), tuple(map(Path, parents))
-        opened.device, opened.progress = resolved(device), progress
+        opened.device, opened.progress = device, progress
         findings = checks.run(opened, names)
         if numeric:
             findings += compare_layers(opened)
-        answered, steps, drawn = _on(base_model, opened, pictures)
+        answered, steps, drawn = _on(held, opened, pictures)
         findings += answered
         if record and workspace is not None and (version := _version(opened)) is not None:
             keep(workspace, version, findings, whole=not only)
@@ -88,7 +94,7 @@ def validate(
 
 
 def _on(
-    base_model: str | Path | DiffusionPipeline | None, opened: Subject, pictures: Pictures | None
+    base_model: BaseModel | None, opened: Subject, pictures: Pictures | None
 ) -> tuple[tuple[Finding, ...], Mapping[str, Any], Generation | None]:
     """What the subject does to a base model: findings, what a step takes, and the pictures that were wished for."""
     if base_model is None:

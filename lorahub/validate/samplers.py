@@ -84,8 +84,8 @@ def call_arguments(acceleration: Acceleration | None, sampler: str) -> dict[str,
     return {"eta": acceleration.arguments["eta"]}
 
 
-def declared(text: str, terms: Sequence[str]) -> tuple[str, Acceleration]:
-    """`lcm-of-mine=lcm`: (term, how it is drawn), for an accelerator that neither its name nor the registry tells.
+def declared(text: str, terms: Sequence[str]) -> tuple[str, RunSettings]:
+    """`lcm-of-mine=lcm`: (term, how its family is run), for an accelerator that neither its name nor the registry tells.
 
     Raises UsageError for a term that is not in the expression, or a family that is not known.
     """
@@ -98,7 +98,7 @@ def declared(text: str, terms: Sequence[str]) -> tuple[str, Acceleration]:
     if family is None:
         known = ", ".join(family.name for family in FAMILIES)
         raise UsageError(f"accelerator {text!r}: no family {name!r}: expected one of {known}")
-    return term, acceleration_of(family.run(None), term)
+    return term, family.run(None)
 
 
 def acceleration_of(run: RunSettings, source: str) -> Acceleration:

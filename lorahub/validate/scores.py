@@ -18,6 +18,7 @@ from lorahub.validate.cells import COMBINATION, STYLE, Cell, Picture, Plan, Scor
 from lorahub.validate.drawing import read_pictures
 from lorahub.validate.judges import Judges, frechet, quick_frechet
 from lorahub.validate.measures import Numbers
+from lorahub.validate.perceptual import SMALLEST
 
 ROUNDS, FRECHET_ROUNDS = 1000, 200
 _SEED = 20231109
@@ -122,7 +123,7 @@ class Scorer:
         }
         if own.features is not None and reference.features is not None:
             found["features"] = measures.apart(own.features, reference.features)
-        if self.judges.lpips is not None:
+        if self.judges.lpips is not None and min(own.pixels.shape[-2:]) >= SMALLEST:
             found["lpips"] = self.judges.lpips(own.pixels, reference.pixels).double().numpy()
         return found
 
@@ -162,7 +163,8 @@ class Scorer:
         return Score(name, cell, float(values.mean()), spread, low, high, values=tuple(values.tolist()))
 
     def _missing(self, name: str, cell: Cell) -> Score:
-        return Score(name, cell, None, reason=self.judges.reasons.get(name, "cannot be had"))
+        too_small = f"cannot be had: LPIPS takes pictures of at least {SMALLEST} pixels a side"
+        return Score(name, cell, None, reason=self.judges.reasons.get(name, too_small))
 
 
 def interval(

@@ -6,7 +6,7 @@ coefficients of the expression as it was written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ import numpy as np
 
 from lorahub.errors import LorahubError, UsageError
 from lorahub.references import configured
+from lorahub.validate.base_model import BaseModel, pixels_of
 from lorahub.validate.cells import COMBINATION, Cell, Generation, Picture, Plan, Score, Sweep
 from lorahub.validate.dials import Dial, by_block, dials_of, spelled
 from lorahub.validate.generating import Drawing, Term, gathered, open_drawing
 from lorahub.validate.judges import Judges, find_judges
 from lorahub.validate.opening import open_subject
-from lorahub.validate.picturing import Pictures, folder_of, planned
+from lorahub.validate.picturing import Pictures, in_folder, planned
 from lorahub.validate.report import installed
 from lorahub.validate.scores import SCORES, interval
 from lorahub.validate.searching import Trial, Weights, best, check_installed, search
@@ -94,6 +95,8 @@ def tune(
     per_block: bool = False,
     seed: int = 0,
     base: str | None = None,
+    base_config: str | Path | None = None,
+    accelerators: Collection[str] = (),
     device: str = "auto",
     allow_pickle: bool = False,
     command: str = "",
@@ -102,36 +105,59 @@ def tune(
     """Search the coefficients of an expression for the best score at `wish.steps`, which is one number.
 
     score: of `TUNABLE`. vary: see `dials.dials_of`. budget: pictures in all, the many-step ones included. per_block: turn
-    the blocks of each term by themselves. seed: of the search. base: of the adapters, where several fit.
-    Pictures in `wish.folder` that were drawn before are taken, and a search that is repeated asks for the same ones.
+    the blocks of each term by themselves. seed: of the search. base: of the adapters, where several fit. base_config,
+    accelerators: as `validate` takes them.
+    Pictures in `wish.folder` that were drawn before are taken, and a search that is repeated asks for the same ones;
+    without a folder they are there for as long as the result is.
     Raises UsageError for a request that cannot be met, LorahubError when optuna is missing or the expression is no
     vector, and what loading and drawing raise.
     """
     check_installed()
     _check(wish, score)
-    terms, plan = _planned(subject, wish, base, allow_pickle)
+    held = BaseModel(base_model, device, pixels_of(wish), base_config)
+    terms, plan = _planned(
+        subject, wish, base=base, base_model=held, accelerators=accelerators, allow_pickle=allow_pickle
+    )
     own = {term.name: term.weight for term in terms}
     dials = dials_of(terms, vary)
     if per_block:
         terms, dials = by_block(terms, dials)
     judges = _judges(wish, score)
-    drawing = open_drawing(base_model, terms, plan, folder_of(wish), device=device, judges=judges)
-    easel = _Easel(drawing, score, budget, progress)
-    maximise = SCORES[score].better == "higher"
-    trials = search(
-        easel.evaluate,
-        {dial.name: dial.range for dial in dials},
-        {dial.name: dial.start for dial in dials},
-        evaluations=easel.evaluations,
-        maximise=maximise,
-        seed=seed,
-    )
+
+    def tuned(folder: Path) -> Tuning:
+        drawing = open_drawing(held, terms, plan, folder, judges=judges)
+        easel = _Easel(drawing, score, budget, progress)
+        trials = search(
+            easel.evaluate,
+            {dial.name: dial.range for dial in dials},
+            {dial.name: dial.start for dial in dials},
+            evaluations=easel.evaluations,
+            maximise=SCORES[score].better == "higher",
+            seed=seed,
+        )
+        made = replace(easel.generation(dials), kept=wish.folder is not None)
+        return _told(subject, own, dials, trials, easel, made, command)
+
+    return in_folder(wish.folder, tuned)
+
+
+def _told(
+    subject: str,
+    own: Mapping[str, float],
+    dials: Sequence[Dial],
+    trials: tuple[Trial, ...],
+    easel: _Easel,
+    generation: Generation,
+    command: str,
+) -> Tuning:
+    """The result of a search. own: the weights as they were written."""
+    maximise = SCORES[easel.score].better == "higher"
     index = best(trials, maximise=maximise)
     expression, weights = spelled(own, dials, trials[index].weights)
     return Tuning(
         subject=subject,
-        score=score,
-        steps=plan.steps[0],
+        score=easel.score,
+        steps=generation.plan.steps[0],
         dials=tuple(dials),
         trials=trials,
         scores=tuple(easel.scores),
@@ -139,7 +165,7 @@ def tune(
         expression=expression,
         weights=tuple(weights),
         gain=_gain(easel.scores[0], easel.scores[index], maximise),
-        generation=easel.generation(dials),
+        generation=generation,
         command=command,
     )
 
@@ -151,9 +177,10 @@ def _check(wish: Pictures, score: str) -> None:
         raise UsageError(f"tune takes one number of steps, got {', '.join(map(str, wish.steps))}")
 
 
-def _planned(subject: str, wish: Pictures, base: str | None, allow_pickle: bool) -> tuple[list[Term], Plan]:
+def _planned(subject: str, wish: Pictures, **how: Any) -> tuple[list[Term], Plan]:
+    """how: as `open_subject` takes it."""
     with configured() as workspace:
-        opened = open_subject(subject, workspace=workspace, base=base, allow_pickle=allow_pickle)
+        opened = open_subject(subject, workspace=workspace, **how)
         if opened.adapter is None:
             raise LorahubError(f"nothing can be drawn: {opened.combined[1]}")
         return planned(opened, wish)
@@ -161,7 +188,7 @@ def _planned(subject: str, wish: Pictures, base: str | None, allow_pickle: bool)
 
 def _judges(wish: Pictures, score: str) -> Judges:
     """The networks at hand. Raises UsageError when the one that the score needs is not."""
-    judges = find_judges(wish.feature_model, wish.clip_model)
+    judges = find_judges(wish.feature_model, wish.clip_model, wish.lpips_model)
     missing = judges.reasons.get({"frechet": "features"}.get(score, score))
     if missing:
         raise UsageError(f"cannot tune for {score}: {missing}")
@@ -173,7 +200,7 @@ class _Easel:
 
     def __init__(self, drawing: Drawing, score: str, budget: int, progress: Progress | None) -> None:
         self.scores: list[Score] = []
-        self._drawing, self._score, self._progress = drawing, score, progress
+        self.score, self._drawing, self._progress = score, drawing, progress
         self._cells: dict[Cell, tuple[Picture, ...]] = {}
         self._all: list[Score] = []
         references = list(dict.fromkeys((drawing.scorer.reference, drawing.scorer.base_reference)))
@@ -194,11 +221,11 @@ class _Easel:
         """The score of the combination at these coefficients. Raises UsageError when the first one cannot be had."""
         coefficients = tuple((dict(self._candidate.coefficients) | dict(weights)).items())
         cell = replace(self._candidate, coefficients=coefficients)
-        score = next((score for score in self._draw([cell]) if score.name == self._score), None)
+        score = next((score for score in self._draw([cell]) if score.name == self.score), None)
         if score is None:
-            raise UsageError(f"cannot tune for {self._score}: the expression has no terms but accelerators")
+            raise UsageError(f"cannot tune for {self.score}: the expression has no terms but accelerators")
         if score.value is None and not self.scores:
-            raise UsageError(f"cannot tune for {self._score}: the expression as it is written: {score.reason}")
+            raise UsageError(f"cannot tune for {self.score}: the expression as it is written: {score.reason}")
         self.scores.append(score)
         return score.value
 

@@ -73,8 +73,8 @@ def _distance(generation: Generation, cell: Cell) -> Finding:
     limit = share * float(variation.mean())
     low, high = interval(own - share * variation)
     severity = Severity.PASS if high <= 0 else Severity.FAIL if low > 0 else Severity.INCONCLUSIVE
-    said = f"{_title(cell)}: {name} differ from {_title(generation.reference)} by {own.mean():.3g}"
-    said += f", at most {limit:.3g} ({share:g} of the difference between seeds)"
+    said = f"{_title(cell)} differs in {name} from {_title(generation.reference)} by {own.mean():.3g}"
+    said += f", the limit is {limit:.3g} ({share:g} of the difference between seeds)"
     plain = _best_plain(generation, cell, name) if fast else None
     if plain is not None:
         other = _values(generation, plain, name)

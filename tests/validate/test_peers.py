@@ -83,6 +83,43 @@ def test_a_concat_with_ratios_on_both_factors(tmp_path: Path) -> None:
     assert "everywhere" not in summary[1]
 
 
+def test_a_merge_with_ratios_on_both_factors_and_cross_terms(tmp_path: Path) -> None:
+    """sd-scripts' `merge_lora` without a base: each factor times its ratio, then factor by factor: (Σ r B)(Σ r A)."""
+    mixed = {n: (0.5 * u1 + 0.5 * u2, 0.5 * d1 + 0.5 * d2) for n, (u1, d1), (u2, d2) in both()}
+    path = files.write(tmp_path / "merged.safetensors", files.kohya(mixed))
+    assert Severity.FAIL not in files.severities(files.findings(files.opened(path))).values()
+    summary, *layers = claimed(path, "0.5*a.safetensors + 0.5*b.safetensors")
+    assert summary[0] is Severity.FAIL
+    # 0.25 (B1A1 + B2A2 + B1A2 + B2A1) against 0.5 (B1A1 + B2A2), all four of one length and nearly at right angles
+    assert all(value == pytest.approx(math.sqrt(4 / 16) / math.sqrt(2 / 4), rel=0.1) for _, _, value in layers)
+    alone = {n: (0.5 * u1, 0.5 * d1) for n, (u1, d1), _ in both()}
+    path = files.write(tmp_path / "alone.safetensors", files.kohya(alone))
+    assert claimed(path, "0.5*a.safetensors")[0][1].endswith("everywhere it is 0.5 times that")
+
+
+def test_an_svd_merge_that_clamps_its_factors(tmp_path: Path) -> None:
+    """sd-scripts' `svd_merge_lora` cuts UΣ and V at the 0.99 quantile of both, and so changes even what the rank holds."""
+    clamped, plain = {}, {}
+    for name, (u1, d1), (u2, d2) in both():
+        (left, inner), (right, outer) = (
+            torch.linalg.qr(each) for each in (torch.cat([u1, u2], 1), torch.cat([d1, d2]).T)
+        )
+        u, s, vh = torch.linalg.svd(inner @ outer.T)  # of the sum, which has rank 8
+        up, down = left @ u * s, vh @ right.T
+        most = torch.cat([up.flatten(), down.flatten()]).quantile(0.99)
+        clamped[name] = (up.clamp(-most, most), down.clamp(-most, most))
+        plain[name] = (up, down)
+    path = files.write(tmp_path / "plain.safetensors", files.kohya(plain, alpha=2 * RANK))
+    assert claimed(path, "a.safetensors + b.safetensors")[0][0] is Severity.PASS, (
+        "rank 8 holds the sum of two of rank 4"
+    )
+    path = files.write(tmp_path / "svd.safetensors", files.kohya(clamped, alpha=2 * RANK))
+    assert Severity.FAIL not in files.severities(files.findings(files.opened(path))).values()
+    summary, *_ = claimed(path, "a.safetensors + b.safetensors")
+    assert summary[0] is Severity.FAIL
+    assert "12 of 12 layers differ" in summary[1]
+
+
 def test_scaling_applied_twice(tmp_path: Path) -> None:
     """peft's `svd`: the weights are multiplied by alpha / rank, and so is ΔW."""
     half = files.write(tmp_path / "half.safetensors", files.kohya(files.pairs(3), alpha=RANK / 2))
