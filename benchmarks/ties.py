@@ -49,7 +49,7 @@ def speed(layers: Pairs, quick: bool) -> None:
     ), repeat=3)  # fmt: skip
     rows: list[tuple[object, ...]] = [("SDXL r64 + r64 -> 64 (extrapolated)", "CPU s", "of the plain combination")]
     rows.append(("plain SVD combination", plain, 1.0))
-    times = {method: over_all(layers, lambda pair, method=method: merged(pair, method)) for method in TIMED}  # type: ignore[misc]
+    times = {method: over_all(layers, lambda pair, method=method: merged(pair, method), repeat=3) for method in TIMED}  # type: ignore[misc]
     rows += [(method, time, time / plain) for method, time in times.items()]
     table(rows)
     if quick:

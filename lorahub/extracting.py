@@ -1,13 +1,13 @@
 """Two base models on disk become one adapter: tuned - base, layer by layer, reduced to low rank.
 
-The rule: one layer of each checkpoint is in memory at a time. What an adapter cannot carry, or only one side has, is
-counted and said, never lost in silence.
+The rule: one layer of each checkpoint is in memory at a time, or on a GPU a bounded batch of one shape. What an adapter
+cannot carry, or only one side has, is counted and said, never lost in silence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.dense import leading, singular_values
+from lorahub.algebra.batched import BATCH_BYTES, batches
+from lorahub.algebra.decompose import naming
+from lorahub.algebra.dense import Leading, known_rank, leading, leading_all, singular_values
 from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Recipe, Source, Step, Sum
-from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, naming, rounded
+from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
 from lorahub.checkpoints import Checkpoint, Stored, open_checkpoint
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -68,15 +70,17 @@ def extract(
     lost["embeddings"] = _total(gap for name in pair.embeddings if (gap := pair.difference(name)) is not None)
     chooser, recipe, text = _chooser(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
     report: dict[str, LayerReport] = {}
-    for done, name in enumerate(pair.layers, 1):
-        gap = pair.difference(name)
-        if gap is not None:
+    done = 0
+    for names in pair.together(chooser):
+        gaps = {name: gap for name in names if (gap := pair.difference(name)) is not None}
+        for name, found in zip(gaps, _leading(gaps, chooser(names[0])), strict=True):
             with naming(name):
-                layer, report[name] = _reduced(gap, pair.shape(name), chooser(name), dtype)
-            if layer.rank:
-                changed[name] = layer
+                changed[name], report[name] = _reduced(found, pair.shape(name), dtype)
+        done += len(names)
         if progress:
             progress(done, len(pair.layers))
+    report = {name: report[name] for name in pair.layers if name in report}
+    changed = {name: changed[name] for name in report if changed[name].rank}
     if not report and not kept:
         raise UsageError(f"{pair.tuned.path} and {pair.base.path} do not differ in any layer that both have")
     whole = math.hypot(*(layer.norm for layer in report.values()), *lost.values(), _total(kept.values()))
@@ -127,6 +131,18 @@ class _Pair:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.base.layers[name].shape
+
+    def together(self, chooser: Callable[[str], Choose]) -> Iterator[list[str]]:
+        """The layers, in groups that `leading_all` takes at once; one at a time on the CPU, which gains nothing by more."""
+
+        def kind(name: str) -> Hashable:
+            matrix = _matrix(self.base.layers[name])
+            return matrix, known_rank(chooser(name), min(matrix))
+
+        def size(name: str) -> int:
+            return 4 * 4 * math.prod(self.shape(name))  # itself, stacked, its products and its bases
+
+        yield from batches(self.layers, kind, size, 0 if self.device == "cpu" else BATCH_BYTES)
 
     def difference(self, name: str) -> Tensor | None:
         """tuned - base in float32, with weights as matrices [out, in * kernel]; None where there is none.
@@ -213,10 +229,17 @@ def _source(checkpoint: Checkpoint) -> Source:
     )
 
 
-def _reduced(gap: Tensor, shape: tuple[int, ...], choose: Choose, dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
-    found = leading(gap, choose)
+def _leading(gaps: Mapping[str, Tensor], choose: Choose) -> list[Leading]:
+    """The decompositions of differences of one shape; a single one is not copied."""
+    if len(gaps) < 2:
+        return [leading(gap, choose) for gap in gaps.values()]
+    return leading_all(torch.stack([*gaps.values()]), choose)
+
+
+def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
     layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype)
-    return layer, LayerReport(min(gap.shape), len(found.sigma), found.norm, found.error, rounding)
+    full = min(len(found.up), found.down.shape[1])
+    return layer, LayerReport(full, len(found.sigma), found.norm, found.error, rounding)
 
 
 def _total(tensors: Iterator[Tensor] | Collection[Tensor]) -> float:

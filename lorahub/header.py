@@ -86,7 +86,7 @@ def read(path: Path) -> Header:
             raw = file.read(length)
     except OSError as error:
         raise FileFormatError(f"cannot read {path}: {error.strerror}") from None
-    with _collector_paused():
+    with collector_paused():
         return _validated(raw, size, path)
 
 
@@ -127,7 +127,7 @@ def data_sha256(path: Path, header: Header) -> str:
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Thousands of small objects are made at once: the cyclic collector would scan them all again and again."""
     collecting = gc.isenabled()
     gc.disable()

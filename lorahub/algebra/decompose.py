@@ -7,20 +7,22 @@ With ΔW = B s A (B [out, R], A [R, in], s the scales), G_B = B^T B and G_A = A 
     down = S^-1/2 U^T X^T A,   up = B s G_A X U S^-3/2
 
 so only thin products touch the long dimensions. `up @ down` is ΔW projected on the leading right singular vectors
-V^T = S^-1 U^T X^T A. How wrong these and the singular values can be is known from the small matrices (`_trusted`). Three
+V^T = S^-1 U^T X^T A. How wrong these and the singular values can be is known from the small matrices (`trusted`). Three
 routes, each taken when the one before it leaves too much doubt: Gram matrices from float32 products, from float64
 products, and Householder QR of the factors in float64, which squares nothing and bears any input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lorahub.algebra.geometry import product
+from lorahub.algebra.geometry import square
 from lorahub.algebra.lowrank import LowRank
 from lorahub.errors import VerificationError
 
@@ -62,6 +64,15 @@ def keep_all(sigma: Tensor) -> int:
     return len(sigma)
 
 
+@contextlib.contextmanager
+def naming(layer: str) -> Iterator[None]:
+    """Puts the layer's name before what is wrong with its values."""
+    try:
+        yield
+    except VerificationError as error:
+        raise VerificationError(f"{layer}: {error}") from None
+
+
 def decompose(
     layer: LowRank, choose: Callable[[Tensor], int] = keep_all, *, exact: bool = False, device: str = "cpu"
 ) -> Decomposition:
@@ -84,26 +95,41 @@ def _from_grams(
 ) -> Decomposition | None:
     """None when the Gram matrices in this precision do not carry the wanted singular vectors."""
     up, down, scales = layer.unscaled(dtype, device)
-    gram_up = product(up, up) * torch.outer(scales, scales)
-    gram_down = product(down.T, down.T)
+    gram_up = square(up) * torch.outer(scales, scales)
+    gram_down = square(down.T)
     if not bool(torch.isfinite(gram_up.diagonal().sum() + gram_down.diagonal().sum())):
         return None
     root, failed = torch.linalg.cholesky_ex(gram_up)
     if int(failed):
         return None
-    squares, vectors = torch.linalg.eigh(root.T @ gram_down @ root)
-    squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
+    squares, rows, columns, doubt = triplets(gram_up, gram_down, root, dtype)
     sigma = squares.sqrt()
     kept = choose(sigma)
+    if not trusted(squares, doubt, kept, dtype):
+        return None
+    return Decomposition(sigma, kept, up, *mixes(rows, columns, scales, sigma, kept), down)
+
+
+def triplets(
+    gram_up: Tensor, gram_down: Tensor, root: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(σ² descending [..., R], X U and G_A X U [..., R, R], how far off each σ² may be) from s G_B s, G_A and X.
+
+    dtype: of the products that the Gram matrices come from.
+    """
+    squares, vectors = torch.linalg.eigh(root.mT @ gram_down @ root)
+    squares, vectors = squares.flip(-1).clamp_min(0), vectors.flip(-1)
     rows = root @ vectors
     columns = gram_down @ rows
     doubt = _NOISE[dtype] * _sensitivity(gram_up, gram_down, rows, columns, squares)
-    doubt += _NOISE[torch.float64] * squares[0]  # of eigh
-    if not _trusted(squares, doubt, kept, _INVISIBLE[dtype]):
-        return None
-    up_mix = scales[:, None] * columns[:, :kept] / sigma[:kept] ** 1.5
-    down_mix = (rows[:, :kept] / sigma[:kept].sqrt()).T
-    return Decomposition(sigma, kept, up, up_mix, down_mix, down)
+    return squares, rows, columns, doubt + _NOISE[torch.float64] * squares[..., :1]  # of eigh
+
+
+def mixes(rows: Tensor, columns: Tensor, scales: Tensor, sigma: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """(up_mix [..., R, kept], down_mix [..., kept, R]) of a `Decomposition`, from what `triplets` gives."""
+    sigma = sigma[..., None, :kept]
+    up_mix = scales[..., :, None] * columns[..., :kept] / sigma**1.5
+    return up_mix, (rows[..., :kept] / sigma.sqrt()).mT
 
 
 def _sensitivity(gram_up: Tensor, gram_down: Tensor, rows: Tensor, columns: Tensor, squares: Tensor) -> Tensor:
@@ -112,24 +138,29 @@ def _sensitivity(gram_up: Tensor, gram_down: Tensor, rows: Tensor, columns: Tens
     With x = X u (`rows`), σ² = x^T G_A x; entries that are wrong by independent E_ij ~ sqrt(g_i g_j), g the diagonal of
     G_A, move it by x^T E x ~ Σ g_i x_i². From the other side, with y = G_A x (`columns`), σ² = y^T (s G_B s) y / σ².
     """
-    right = (gram_down.diagonal()[:, None] * rows.square()).sum(0)
-    left = (gram_up.diagonal()[:, None] * columns.square()).sum(0) / squares
+    right = (_diagonal(gram_down)[..., :, None] * rows.square()).sum(-2)
+    left = (_diagonal(gram_up)[..., :, None] * columns.square()).sum(-2) / squares
     return torch.maximum(left.where(squares > 0, 0.0), right)
 
 
-def _trusted(squares: Tensor, doubt: Tensor, kept: int, invisible: float) -> bool:
+def _diagonal(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1)
+
+
+def trusted(squares: Tensor, doubt: Tensor, kept: int, dtype: torch.dtype) -> bool:
     """Whether σ² that are each off by `doubt` leave the kept triplets and the reported error good enough.
 
     The inner product of singular vectors i and j is off by sqrt(doubt_i doubt_j) / (σ_i σ_j). So, of the large σ_i v_i,
     a share is projected away along a small v_j: `leak` is the squared length of all that, an error beyond the optimum.
     """
-    tail, whole = float(squares[kept:].sum()), float(squares.sum())
-    if not bool((doubt[:kept] < _TOLERATED_DRIFT * squares[:kept]).all()):
+    variances, doubts = squares.cpu().numpy(), doubt.cpu().numpy()
+    tail, whole = float(variances[kept:].sum()), float(variances.sum())
+    if not (doubts[:kept] < _TOLERATED_DRIFT * variances[:kept]).all():
         return False
-    leak = float(doubt[:kept].sum() * (doubt[:kept] / squares[:kept]).sum())
-    if leak > max(_TOLERATED_EXCESS * tail, invisible**2 * whole):
+    leak = float(doubts[:kept].sum() * (doubts[:kept] / variances[:kept]).sum())
+    if leak > max(_TOLERATED_EXCESS * tail, _INVISIBLE[dtype] ** 2 * whole):
         return False
-    return float(torch.linalg.vector_norm(doubt[kept:])) <= _TOLERATED_TAIL * tail
+    return math.hypot(*doubts[kept:].tolist()) <= _TOLERATED_TAIL * tail
 
 
 def _from_qr(layer: LowRank, choose: Callable[[Tensor], int], device: str) -> Decomposition:

@@ -10,7 +10,7 @@ The rule: the error that is reported is that of the factors that are returned, n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,16 +54,26 @@ def leading(matrix: Tensor, choose: Callable[[Tensor], int]) -> Leading:
     choose: from singular values (float64, descending) to the rank; a rule that ignores the values gets the fast route.
     Raises VerificationError when the matrix holds NaN or Inf.
     """
-    turned = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if turned else matrix
-    norm = _norm(wide)
-    if not math.isfinite(norm):
+    return leading_all(matrix[None], choose)[0]
+
+
+def leading_all(matrices: Tensor, choose: Callable[[Tensor], int]) -> list[Leading]:
+    """`leading` of each of several float32 matrices [count, out, in]: the fast route takes them all at once."""
+    turned = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if turned else matrices
+    norms = [_norm(each) for each in wide]
+    if not all(map(math.isfinite, norms)):
         raise VerificationError("the weights hold NaN or Inf")
-    rank = _known_rank(choose, len(wide)) if norm else None
-    if rank is not None and (rank + _OVERSAMPLING) * _WORTH < len(wide):
-        left, right = _iterate(wide, rank, norm**2)
+    rank = known_rank(choose, wide.shape[1]) if all(norms) else None
+    if rank is not None and (rank + _OVERSAMPLING) * _WORTH < wide.shape[1]:
+        pairs = _iterate(wide, rank, [norm**2 for norm in norms])
     else:
-        left, right = _exact(wide, choose)
+        pairs = [_exact(each, choose) for each in wide]
+    return [_balanced(each, *pair, norm, turned) for each, pair, norm in zip(wide, pairs, norms, strict=True)]
+
+
+def _balanced(wide: Tensor, left: Tensor, right: Tensor, norm: float, turned: bool) -> Leading:
+    """The result from left [m, r] with orthonormal columns and right = left^T wide, whose rows are orthogonal."""
     sigma = torch.linalg.vector_norm(right, dim=1, dtype=torch.float64)
     balance = sigma.sqrt().to(left.dtype)
     left, right = left * balance, right / balance[:, None]
@@ -81,7 +91,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     return sigma.cpu()
 
 
-def _known_rank(choose: Callable[[Tensor], int], count: int) -> int | None:
+def known_rank(choose: Callable[[Tensor], int], count: int) -> int | None:
     """The rank, if the rule gives the same for the flattest and for a steep spectrum; else None."""
     flat = torch.ones(count, dtype=torch.float64)
     ranks = {choose(flat), choose(torch.exp2(-torch.arange(count, dtype=torch.float64)))}
@@ -97,28 +107,41 @@ def _exact(wide: Tensor, choose: Callable[[Tensor], int]) -> tuple[Tensor, Tenso
     return left, left.T @ wide
 
 
-def _iterate(wide: Tensor, rank: int, total: float) -> tuple[Tensor, Tensor]:
-    """The same by subspace iteration; the Ritz values of each round tell what the next can still gain."""
+def _iterate(wide: Tensor, rank: int, totals: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    """The same of each of `wide` [count, m, n] by subspace iteration; Ritz values tell what the next round can gain.
+
+    totals: their squared norms.
+    """
     width = rank + _OVERSAMPLING
-    start = torch.randn(wide.shape[1], width, generator=torch.Generator().manual_seed(0)).to(wide)
+    start = torch.randn(wide.shape[2], width, generator=torch.Generator().manual_seed(0)).to(wide)
     basis = torch.linalg.qr(wide @ start).Q
-    captured, gain, shift = 0.0, math.inf, 0.0
-    for _ in range(_ITERATIONS):
-        image = wide.T @ basis
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    captured, gains = [0.0] * len(wide), [math.inf] * len(wide)
+    shift = wide.new_zeros(len(wide), 1, 1)
+    for last_round in [False] * (_ITERATIONS - 1) + [True]:
+        image = wide.mT @ basis
         small = image.double()
-        squares, rotation = torch.linalg.eigh(small.T @ small)
-        squares, rotation = squares.flip(0).clamp_min(0), rotation.flip(1)
-        before, captured = captured, float(squares[:rank].sum())
-        last, gain = gain, max(captured - before, 0.0)
-        ratio = min(max(gain / last if last else 0.0, _FASTEST), _SLOWEST)
-        if math.isfinite(last) and gain * ratio / (1 - ratio) <= _EXCESS * max(total - captured, _NOISE * total):
+        squares, rotation = torch.linalg.eigh(small.mT @ small)
+        squares, rotation = squares.flip(-1).clamp_min(0), rotation.flip(-1)
+        before, captured = captured, squares[:, :rank].sum(-1).cpu().tolist()
+        last, gains = gains, [max(now - then, 0.0) for now, then in zip(captured, before, strict=True)]
+        for i, total in enumerate(totals):
+            if i not in found and (last_round or _settled(last[i], gains[i], total, captured[i])):
+                turn = rotation[i, :, : min(rank, _content(squares[i]))].to(wide.dtype)
+                found[i] = basis[i] @ turn, (image[i] @ turn).T
+        if len(found) == len(wide):
             break
         # With the spectrum of ΔW ΔW^T moved down by half the smallest Ritz value, what is unwanted decays faster.
-        shift = max(shift, float(squares[-1]) / 2)
-        turn = (rotation / squares.clamp_min(_NOISE * float(squares[0])).sqrt()).to(wide.dtype)
+        shift = torch.maximum(shift, (squares[:, -1:, None] / 2).to(shift))
+        turn = (rotation / squares.clamp_min(_NOISE * squares[:, :1]).sqrt()[:, None]).to(wide.dtype)
         basis = torch.linalg.qr(wide @ (image @ turn) - shift * (basis @ turn)).Q
-    turn = rotation[:, : min(rank, _content(squares))].to(wide.dtype)
-    return basis @ turn, (image @ turn).T
+    return [found[i] for i in range(len(wide))]
+
+
+def _settled(last: float, gain: float, total: float, captured: float) -> bool:
+    """Whether the rounds to come, each gaining a share of what the one before it did, are not worth their time."""
+    ratio = min(max(gain / last if last else 0.0, _FASTEST), _SLOWEST)
+    return math.isfinite(last) and gain * ratio / (1 - ratio) <= _EXCESS * max(total - captured, _NOISE * total)
 
 
 def _content(squares: Tensor) -> int:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
+from lorahub.algebra.machine import keep_freed_memory, one_thread
 from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -35,6 +37,23 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
+def square(columns: Tensor) -> Tensor:
+    """columns^T @ columns in float64, from [n, a]: `product` in half the operations.
+
+    NumPy asks BLAS for a symmetric product (syrk); torch has none.
+    """
+    if columns.device.type != "cpu":
+        return product(columns, columns)
+    array = columns.detach().numpy()
+    step = CHUNK_ROWS if array.dtype == np.float32 else max(len(array), 1)
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks for Inf and NaN
+        total = (array[:step].T @ array[:step]).astype(np.float64, copy=False)
+        for start in range(step, len(array), step):
+            chunk = array[start : start + step]
+            total += chunk.T @ chunk
+    return torch.from_numpy(total)
+
+
 def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
     """Matrix of inner products of k versions of one layer, float64 [k, k]. Raises VerificationError for NaN or Inf."""
     gram, magnitude = _layer_gram(layers, torch.float32, device)
@@ -48,15 +67,20 @@ def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") ->
 
 def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """(inner products, sums of the absolute values of their terms), both [k, k]."""
-    gram, magnitude = torch.zeros(2, len(layers), len(layers), dtype=torch.float64)
-    parts = [layer.unscaled(dtype, device) if layer.blocks else None for layer in layers]
-    for i, one in enumerate(parts):
-        for j, other in enumerate(parts[: i + 1]):  # the matrix is symmetric
-            if one is not None and other is not None:
-                terms = product(one[0], other[0]) * product(one[1].T, other[1].T) * torch.outer(one[2], other[2])
-                gram[i, j] = gram[j, i] = terms.sum()
-                magnitude[i, j] = magnitude[j, i] = terms.abs().sum()
-    return gram, magnitude
+    blocks = tuple(block for layer in layers for block in layer.blocks)
+    if not blocks:
+        gram, magnitude = torch.zeros(2, len(layers), len(layers), dtype=torch.float64)
+        return gram, magnitude
+    up, down, _ = LowRank(layers[0].shape, blocks).unscaled(dtype, device)  # side by side: one product has all pairs
+    terms = (square(up) * square(down.T)).cpu().numpy()
+    scales, column = np.zeros((len(terms), len(layers))), 0
+    for index, layer in enumerate(layers):
+        for block in layer.blocks:
+            scales[column : column + block.rank, index] = block.scale
+            column += block.rank
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+        gram, magnitude = scales.T @ terms @ scales, abs(scales).T @ abs(terms) @ abs(scales)
+    return torch.from_numpy((gram + gram.T) / 2), torch.from_numpy(magnitude)
 
 
 def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:
@@ -67,8 +91,10 @@ def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Ten
     return sum(layer_grams(adapters, device).values(), start=_offset_gram(adapters))
 
 
+@one_thread()
 def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Mapping[str, Tensor]:
     """layer name -> matrix of inner products of the adapters on that layer, float64 [k, k]."""
+    keep_freed_memory()
     for other in adapters[1:]:
         if other.base != adapters[0].base:
             raise BaseMismatchError(
@@ -82,13 +108,14 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
         shapes = {adapters[index].layers[name].matrix_shape for index in present}
         if len(shapes) > 1:
             raise BaseMismatchError(f"{name} has different shapes: {' and '.join(map(str, sorted(shapes)))}")
-        matrix = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
         try:
             known = layer_gram([adapters[index].layers[name] for index in present], device)
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
-        matrix[torch.tensor(present)[:, None], torch.tensor(present)] = known
-        result[name] = matrix
+        result[name] = known
+        if len(present) < len(adapters):
+            result[name] = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+            result[name][torch.tensor(present)[:, None], torch.tensor(present)] = known
     return result
 
 

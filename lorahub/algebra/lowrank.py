@@ -88,6 +88,11 @@ class LowRank:
         block = self.blocks[0]
         return block.up.dtype if block.up.dtype == block.down.dtype else None
 
+    @property
+    def terms(self) -> tuple[tuple[LowRank, float], ...]:
+        """(pair of factors as stored, what it is multiplied by) of every block, in order; ΔW is their sum."""
+        return tuple((LowRank(self.shape, (Block(b.up, b.down),)), b.scale) for b in self.blocks)
+
     def factors(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """(up [out, R], down [R, in]) with ΔW = up @ down; the scales are folded into up."""
         rows, columns = self.matrix_shape
@@ -102,11 +107,14 @@ class LowRank:
 
     def unscaled(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """(up [out, R], down [R, in], scales [R] in float64) with ΔW = up @ diag(scales) @ down, of at least one block."""
-        ups = [block.up.to(device, dtype) for block in self.blocks]
-        downs = [block.down.to(device, dtype) for block in self.blocks]
-        single = len(self.blocks) == 1  # then concatenation would only copy
-        up, down = (ups[0], downs[0]) if single else (torch.cat(ups, dim=1), torch.cat(downs))
-        return up, down, self.scales(device)
+        # Stored numbers of one kind are joined before they are widened: fewer bytes are moved.
+        stored = {factor.dtype for block in self.blocks for factor in (block.up, block.down)}
+        joined = stored.pop() if len(stored) == 1 else dtype
+        ups = [block.up.to(device, joined) for block in self.blocks]
+        downs = [block.down.to(device, joined) for block in self.blocks]
+        if len(self.blocks) == 1:  # then concatenation would only copy
+            return ups[0].to(dtype), downs[0].to(dtype), self.scales(device)
+        return torch.cat(ups, dim=1).to(dtype), torch.cat(downs).to(dtype), self.scales(device)
 
     def scales(self, device: str | torch.device = "cpu") -> Tensor:
         """The scale of every column, float64 [R]."""

@@ -1,7 +1,8 @@
 """A checkpoint file written from another: every byte the same but the tensors that are edited and the metadata.
 
-The rule: the file streams through two buffers of a few megabytes; edited tensors are widened to float32, edited, and
-rounded once. Nothing is renamed or checked here: the caller hands a temporary path and does both.
+The rule: the file streams through two buffers of a few megabytes, on any device: what takes time is reading and writing,
+so tensors are not batched. Edited ones are widened to float32, edited, and rounded once. Nothing is renamed or checked
+here: the caller hands a temporary path and does both.
 """
 
 from __future__ import annotations

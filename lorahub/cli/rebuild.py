@@ -19,20 +19,22 @@ from lorahub.cli import options, output
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A file, or a folder of files, to find parents in that the registry does not have.",
+    help="A file, or a folder of files, to find parents in that the registry does not have. Base models, too.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the output if it exists.")
 @options.json_option
 def command(adapter: str, target: Path | None, parents: tuple[Path, ...], force: bool, as_json: bool) -> None:
     """Make an adapter again from its recorded recipe, and prove that the result is the same to the bit.
 
-    Parents are found by the hash of their weights, whatever they are called and wherever they lie now. Without -o
-    nothing is kept. Exits with 7 when the result differs, 4 when a parent is missing.
+    Parents are found by the hash of their weights, whatever they are called and wherever they lie now. The registry
+    holds no base models: for what `extract` made, say with --parent where both are. Without -o nothing is kept. Exits
+    with 7 when the result or a parent differs, 4 when a parent is missing.
 
     \b
     Examples:
       lorahub rebuild fast-papercut
       lorahub rebuild ./fast.safetensors --parent ~/loras -o again.safetensors
+      lorahub rebuild lcm --parent ~/models/sdxl --parent ~/models/lcm-sdxl
     """
     with output.progress("rebuilding") as advance:
         from dataclasses import asdict

@@ -76,7 +76,7 @@ def show(folder: Path, as_json: bool, **given: Any) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the interrupted build in the folder.")
 @options.json_option
 def build(folder: Path, resume: bool, as_json: bool) -> None:
-    """Make the tiny model and its vectors again from nothing: an hour and a half on one core.
+    """Make the tiny model and its vectors again from nothing: two hours on one core.
 
     Every stage is seeded. An interrupted build goes on from its last checkpoint with --resume.
 

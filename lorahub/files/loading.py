@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from lorahub import header
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.recipe import Source
 from lorahub.bases.model import Base
@@ -32,9 +33,10 @@ def load_path(
     BaseMismatchError (ambiguous base, layers that do not fit).
     """
     files = find_weights(Path(path))
-    parts = load_together(
-        files, lambda file, wanted: build(read(file, allow_pickle=allow_pickle, hashed=hashed), wanted or base)
-    )
+    with header.collector_paused():
+        parts = load_together(
+            files, lambda file, wanted: build(read(file, allow_pickle=allow_pickle, hashed=hashed), wanted or base)
+        )
     if len(parts) == 1:
         return parts[0]
     whole = parts[0]

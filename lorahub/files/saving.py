@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorahub import bases
 from lorahub.algebra.adapter import Adapter
+from lorahub.algebra.machine import keep_freed_memory
 from lorahub.algebra.ranks import RankRule, budget
 from lorahub.bases.model import Base
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
@@ -78,6 +79,7 @@ def save(
     Raises ConflictError when the file exists, BaseMismatchError when the format cannot spell the layers, UsageError when
     it cannot hold all parts, VerificationError when the values do not survive the dtype; then nothing is written.
     """
+    keep_freed_memory()
     target = Path(path)
     if dtype not in DTYPES:
         raise UsageError(f"no such dtype: {dtype!r}; expected one of {', '.join(DTYPES)}")

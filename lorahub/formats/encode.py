@@ -166,14 +166,30 @@ def _factor_entry(piece: FileLayer, keys: tuple[str, str], alpha: float | None, 
     up_shape = (rows, piece.rank, *(1 for _ in kernel))
 
     def make() -> tuple[Tensor, ...]:
-        as_is = alpha in (None, piece.rank) and piece.stored_dtype == dtype
-        up, down = piece.make(dtype if as_is else torch.float32)
-        if not as_is:
-            up = up * (piece.rank / alpha) if alpha else up
-            up, down = balance(up, down) if dtype == torch.float16 else (up, down)
-        return down.to(dtype).reshape(down_shape), up.to(dtype).reshape(up_shape)
+        share = piece.rank / alpha if alpha else 1.0
+        pairs = [_rounded(term.stored_dtype, term.factors, scale * share, dtype) for term, scale in piece.terms]
+        pairs = pairs or [_rounded(piece.stored_dtype, piece.make, share, dtype)]
+        up = pairs[0][0] if len(pairs) == 1 else torch.cat([up for up, _ in pairs], dim=1)
+        down = pairs[0][1] if len(pairs) == 1 else torch.cat([down for _, down in pairs])
+        return down.reshape(down_shape), up.reshape(up_shape)
 
     return Entry(((keys[0], down_shape), (keys[1], up_shape)), dtype, make)
+
+
+def _rounded(
+    stored: torch.dtype | None,
+    factors: Callable[[torch.dtype], tuple[Tensor, Tensor]],
+    scale: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The factors of one term in `dtype`, the scale folded into up; what is stored in `dtype` stays as it is."""
+    up, down = factors(stored or torch.float32)
+    if scale == 1 and stored == dtype:
+        return up, down
+    up = up.float() if scale == 1 else up.float() * scale
+    if dtype == torch.float16:
+        up, down = balance(up, down)
+    return up.to(dtype), down.to(dtype)
 
 
 def _dotted_entry(start: str, piece: FileLayer, embedding: bool, dtype: torch.dtype) -> Entry:
@@ -197,11 +213,12 @@ def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
     Half precision loses what lies under 6e-5 or over 65504; powers of two change no mantissa, so this costs nothing.
     """
-    up_size, down_size = up.float().abs().amax(0), down.float().abs().amax(1)
+    up_size, down_size = up.abs().amax(0).float(), down.abs().amax(1).float()
     if all(bool(((size == 0) | ((size > 2**-8) & (size < 2**12))).all()) for size in (up_size, down_size)):
         return up, down  # far from both ends already
     ratio = torch.where((up_size > 0) & (down_size > 0), down_size / up_size, 1.0)
     shift = torch.exp2(torch.round(torch.log2(ratio.clamp(1e-30, 1e30)) / 2))
+    up, down = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (up, down))
     return up * shift.to(up.dtype), down / shift[:, None].to(down.dtype)
 
 

@@ -26,6 +26,8 @@ class Factored(Protocol):
     def rank(self) -> int: ...
     @property
     def stored_dtype(self) -> torch.dtype | None: ...
+    @property
+    def terms(self) -> Sequence[tuple[Factored, float]]: ...
     def factors(self, dtype: torch.dtype = ...) -> tuple[Tensor, Tensor]: ...
 
 
@@ -34,6 +36,7 @@ class FileLayer:
     """A layer as a file spells it: name, weight shape, rank, and the function that makes (up, down) in a dtype.
 
     stored_dtype: the dtype in which the factors exist already, so that taking them in it loses nothing; else None.
+    terms: (layer, factor): what it is the sum of, where it is a sum; the columns of its factors are theirs, in order.
     """
 
     name: str
@@ -41,10 +44,11 @@ class FileLayer:
     rank: int
     make: Callable[[torch.dtype], tuple[Tensor, Tensor]]
     stored_dtype: torch.dtype | None = None
+    terms: tuple[tuple[Factored, float], ...] = ()
 
     @classmethod
     def of(cls, name: str, layer: Factored) -> FileLayer:
-        return cls(name, layer.shape, layer.rank, layer.factors, layer.stored_dtype)
+        return cls(name, layer.shape, layer.rank, layer.factors, layer.stored_dtype, tuple(layer.terms))
 
 
 def split(spans: Sequence[Span], up: Tensor, rows: Mapping[str, int]) -> list[tuple[str, Tensor]]:

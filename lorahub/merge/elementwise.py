@@ -30,7 +30,7 @@ def merged(
     up, down = next(iter(pairs.values()))
     steps = {i: sparsifier(method, settings, pair, f"{name}/{i}") for i, pair in pairs.items()}
     result = up.new_empty(up.shape[0], down.shape[1])
-    height = block_rows(*result.shape)
+    height = block_rows((up, down))
     values = up.new_empty(len(pairs), height, down.shape[1])
     spare = up.new_empty(2, height, down.shape[1])
     for start in range(0, len(result), height):

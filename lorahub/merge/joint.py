@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lorahub.algebra.decompose import Decomposition, decompose
+from lorahub.algebra.decompose import Decomposition, decompose, triplets, trusted
 from lorahub.algebra.geometry import layer_gram, product
 from lorahub.algebra.lowrank import LowRank
 from lorahub.errors import VerificationError
@@ -61,8 +61,7 @@ def knots(
     ranks = [down.shape[0] for _, down in factors.values()]
     shares = torch.split((basis.T @ gram).to(ups.dtype), ranks, dim=1)
     rows = combine({i: (share, factors[i][1]) for i, share in zip(factors, shares, strict=True)}, name)
-    sigma, vectors = _eigen(_gram(rows.T))
-    rank = min(choose(sigma), len(sigma))
+    sigma, vectors, rank = _leading(rows, choose)
     balance = sigma[:rank].sqrt()
     return Decomposition(sigma, rank, ups, basis @ (vectors[:, :rank] * balance), (vectors[:, :rank] / balance).T, rows)
 
@@ -174,6 +173,23 @@ def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
     sigma = squares.flip(0).clamp_min(0).sqrt()
     known = content(sigma)
     return sigma[:known], vectors.flip(1)[:, :known]
+
+
+def _leading(rows: Tensor, choose: Choose) -> tuple[Tensor, Tensor, int]:
+    """(singular values, descending, that are more than rounding; their left vectors; how many are kept) of [k, n].
+
+    The Gram matrix comes from products in the dtype of the rows where `trusted` says that these will do, else in float64.
+    """
+    one = torch.eye(len(rows), dtype=torch.float64, device=rows.device)
+    for dtype in (rows.dtype, torch.float64):
+        columns = rows.T.to(dtype)
+        squares, vectors, _, doubt = triplets(one, product(columns, columns), one, dtype)
+        sigma = squares.sqrt()
+        known = content(sigma)
+        rank = min(choose(sigma[:known]), known)
+        if trusted(squares, doubt, rank, dtype):
+            break
+    return sigma[:known], vectors[:, :known], rank
 
 
 def _whitened(columns: Tensor, mix: Tensor) -> tuple[Tensor, bool]:

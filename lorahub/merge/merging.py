@@ -1,6 +1,7 @@
 """Merging adapters with a method of the table: one layer at a time, each stored as balanced factors with its error.
 
-The rule: nothing larger than one layer's dense ΔW and the output is ever held.
+The rule: nothing larger than one layer's dense ΔW and the output is ever held. So layers go one at a time on a GPU too: a
+dense ΔW keeps it busy; the small matrices of a joint basis do not, and those methods gain little from it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.decompose import Decomposition
+from lorahub.algebra.decompose import Decomposition, naming
 from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.ranks import RankRule, fixed
 from lorahub.algebra.recipe import Step
-from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, naming, rounded
+from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
 from lorahub.errors import UsageError
 from lorahub.merge import joint
 from lorahub.merge.elementwise import merged

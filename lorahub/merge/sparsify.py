@@ -24,8 +24,10 @@ Sparsifier = Callable[[Tensor], None]
 """Takes the blocks of rows of one matrix in order, and changes them in place."""
 
 _BLOCK = 1 << 17
-"""Numbers in a block: a few of them fit into the second-level cache."""
-_FEWEST_ROWS = 32
+"""Numbers in a block on the CPU: a few of them fit into the second-level cache."""
+_LARGE_BLOCK = 1 << 24
+"""The same on other devices, where starting a small operation costs more than it does: 64 MB."""
+_FEWEST_ROWS = 64
 """Rows in a block of a wide matrix: products of fewer are slow."""
 _SAMPLED = 512
 """Rows and columns of the sample from which thresholds are bracketed."""
@@ -35,15 +37,17 @@ _STEPS = 1 << 16
 """Chances are multiples of 1/65536: a draw is one 16-bit number."""
 
 
-def block_rows(rows: int, columns: int) -> int:
+def block_rows(pair: Pair) -> int:
     """Rows in a block; a multiple of four, so that the draws of a block fill whole 64-bit numbers."""
-    return min(max(_BLOCK // columns // 4 * 4, _FEWEST_ROWS), rows)
+    up, down = pair
+    numbers = _BLOCK if up.device.type == "cpu" else _LARGE_BLOCK
+    return min(max(numbers // down.shape[1] // 4 * 4, _FEWEST_ROWS), up.shape[0])
 
 
 def blocks(pair: Pair) -> Iterator[Tensor]:
     """The matrix in blocks of rows, all in one buffer."""
     up, down = pair
-    rows = block_rows(up.shape[0], down.shape[1])
+    rows = block_rows(pair)
     buffer = up.new_empty(rows, down.shape[1])
     for part in torch.split(up, rows):
         yield torch.mm(part, down, out=buffer[: len(part)])

@@ -1,29 +1,26 @@
 """Make an adapter again from its recipe, and prove that the result is the same to the bit.
 
-The rule: sources are found by the hash of their weights, wherever they lie now, and are taken only if the bytes that were
-read have it. Names and metadata are those that were recorded, so a renamed parent changes nothing.
+The rule: names and metadata of parents are those that were recorded, so a renamed parent changes nothing.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lorahub import header
 from lorahub.algebra.adapter import Adapter, weighted
 from lorahub.algebra.geometry import orthogonal, rescaled
 from lorahub.algebra.ranks import RankRule, energy, fixed, relative
-from lorahub.algebra.recipe import Source
+from lorahub.algebra.recipe import Recipe, Source, Step, Sum
 from lorahub.algebra.truncate import truncate
+from lorahub.checkpoints import Checkpoint
 from lorahub.errors import FileFormatError, NotFoundError, VerificationError
-from lorahub.files.inspecting import PROVENANCE_KEY, inspect
-from lorahub.files.loading import load_path
+from lorahub.extracting import extract
+from lorahub.files.inspecting import inspect
 from lorahub.files.provenance import tool_version
 from lorahub.files.saving import DTYPES, Saved, file_budget, save
 from lorahub.files.store import replacing
@@ -31,11 +28,14 @@ from lorahub.making import Combination
 from lorahub.references import existing, find, reads_as_registry
 from lorahub.workspace.core import Workspace
 from lorahub.workspace.errors import translated
+from lorahub.workspace.sources import Sources
 from registry import VersionRecord
 
 Json = Mapping[str, Any]
 FindSource = Callable[[str, str], Adapter]
 """(name, sha256 of the data) -> the adapter. Raises NotFoundError."""
+FindCheckpoint = Callable[[str, str], Checkpoint]
+"""(name, sha256 of the data) -> the base model. Raises NotFoundError."""
 Progress = Callable[[int, int], None]
 
 _RULE = re.compile(r"(fixed|energy|relative|budget)\(([0-9.eE+-]+)\)")
@@ -60,14 +60,16 @@ def replay(
     recipe: Json,
     find_source: FindSource,
     *,
+    find_checkpoint: FindCheckpoint | None = None,
     format: str = "kohya",
     dtype: str = "fp16",
     progress: Progress | None = None,
 ) -> Adapter:
     """The adapter that a recipe (`lorahub.algebra.recipe.to_json`) describes.
 
-    format, dtype: what it was written as; a budget of bytes depends on them.
-    Raises FileFormatError for what is no recipe, and what `find_source` raises.
+    find_checkpoint: finds the base models that an adapter was extracted from. format, dtype: what it was written as; a
+    budget of bytes depends on them.
+    Raises FileFormatError for what is no recipe, and what the functions that find raise.
     """
 
     def again(node: Any) -> Adapter:
@@ -81,6 +83,8 @@ def replay(
                 raise FileFormatError("the recipe is an empty sum")
             return sum(parts[1:], start=parts[0])
         step, settings = node["step"], node["settings"]
+        if step == "extract" and find_checkpoint is not None:
+            return _extracted(node, find_checkpoint, format, dtype, progress)
         operand, *others = [again(part) for part in node["of"]]
         if step == "weighted":
             return weighted(operand, {str(pattern): float(weight) for pattern, weight in settings["weights"]})
@@ -120,8 +124,15 @@ def rebuild(
     """
     record, document = recorded(workspace, reference)
     expected = (record.data_sha256 if record is not None else None) or _data_sha256(workspace, reference, record)
-    wanted, sources = _output(document), _Sources(workspace, document, parents)
-    adapter = replay(document["recipe"], sources, format=wanted["format"], dtype=wanted["dtype"], progress=progress)
+    wanted, sources = _output(document), Sources(workspace, document, parents)
+    adapter = replay(
+        document["recipe"],
+        sources,
+        find_checkpoint=sources.checkpoint,
+        format=wanted["format"],
+        dtype=wanted["dtype"],
+        progress=progress,
+    )
 
     def written(path: Path) -> tuple[Saved, bool | None]:
         saved = save(adapter, path, format=wanted["format"], dtype=wanted["dtype"], drop=wanted["drop"])
@@ -150,6 +161,36 @@ def rebuild(
     )
 
 
+def _extracted(node: Json, find: FindCheckpoint, format: str, dtype: str, progress: Progress | None) -> Adapter:
+    """What a recorded extraction made, its two checkpoints under their recorded names."""
+    (difference,), settings = node["of"], node["settings"]
+    (_, tuned), (_, base) = (
+        (weight, (str(side["source"]), str(side["data_sha256"]))) for weight, side in difference["sum"]
+    )
+    text, named = str(settings["rule"]), (Sum(((1.0, Source(*tuned)), (-1.0, Source(*base)))),)
+
+    def rule(adapter: Adapter) -> RankRule:
+        return _rule(text, _renamed(adapter, named), format, dtype)
+
+    found = extract(
+        find(*base),
+        find(*tuned),
+        rule if text.startswith("budget") else rule(Adapter("", {})),  # only a budget has to see what differs
+        only=[str(component) for component in settings.get("only", ())],
+        offsets=bool(settings.get("offsets")),
+        dtype=DTYPES[dtype],
+        progress=progress,
+    )
+    return _renamed(found, named)
+
+
+def _renamed(adapter: Adapter, operands: tuple[Recipe, ...]) -> Adapter:
+    """The adapter with other operands in the last step of its recipe."""
+    return (
+        replace(adapter, recipe=replace(adapter.recipe, of=operands)) if isinstance(adapter.recipe, Step) else adapter
+    )
+
+
 def recorded(workspace: Workspace, reference: str) -> tuple[VersionRecord | None, Json]:
     """The version a reference names, None for a file outside the registry, and the document that says how it was made.
 
@@ -168,86 +209,6 @@ def recorded(workspace: Workspace, reference: str) -> tuple[VersionRecord | None
     if not document or not document.get("recipe"):
         raise NotFoundError(f"nothing says how {reference} was made: neither the registry nor the file has a recipe")
     return record, document
-
-
-class _Sources:
-    """Finds sources by the hash of their weights: among the files given, then in the registry."""
-
-    def __init__(self, workspace: Workspace, document: Json, given: Sequence[Path]) -> None:
-        self._workspace = workspace
-        self._base = str(document["base"]) if document.get("base") else None
-        self._given = dict(_hashed(given))
-        self._metadata = {
-            str(parent.get("data_sha256")): _metadata(parent)
-            for parent in document.get("parents") or ()
-            if isinstance(parent, Mapping)
-        }
-        self.used: dict[str, str] = {}
-        self._loaded: dict[tuple[str, str], Adapter] = {}
-        """Kept, because factors that a recipe names twice are gathered in a sum only where they are the same in memory."""
-
-    def __call__(self, name: str, data_sha256: str) -> Adapter:
-        if not data_sha256:
-            raise NotFoundError(f"the parent {name!r} was made in memory: there is no file to find it by")
-        if (name, data_sha256) not in self._loaded:
-            self._loaded[name, data_sha256] = self._load(name, data_sha256)
-        return self._loaded[name, data_sha256]
-
-    def _load(self, name: str, data_sha256: str) -> Adapter:
-        parts = [self._part(name, sha256) for sha256 in data_sha256.split("+")]
-        self.used[name] = data_sha256
-        whole = sum(parts[1:], start=parts[0])
-        source = Source(name, data_sha256, self._metadata.get(data_sha256, {}))
-        return Adapter(whole.base, whole.layers, whole.offsets, whole.embeddings, source)
-
-    def _part(self, name: str, data_sha256: str) -> Adapter:
-        tried = []
-        for path in self._places(data_sha256):
-            tried.append(str(path))
-            adapter = load_path(path, base=self._base)
-            if isinstance(adapter.recipe, Source) and adapter.recipe.data_sha256 == data_sha256:
-                return replace(adapter, recipe=Source(name, data_sha256))
-        if tried:
-            raise VerificationError(
-                f"the parent {name!r} was changed: {tried[0]} no longer has data {data_sha256[:12]}"
-            )
-        raise NotFoundError(
-            f"the parent {name!r} (data sha256 {data_sha256[:12]}) is missing: add it to the registry, "
-            "or say where it is with --parent"
-        )
-
-    def _places(self, data_sha256: str) -> Iterable[Path]:
-        if data_sha256 in self._given:
-            yield self._given[data_sha256]
-        with translated():
-            known = self._workspace.registry.find(data_sha256=data_sha256)
-        for record in known:
-            try:
-                yield self._workspace.path(record)
-            except NotFoundError:
-                continue
-            if record.stored:  # what lies in the user's folder may have been replaced
-                with translated():
-                    yield self._workspace.registry.blobs.path(record.file_sha256)
-
-
-def _hashed(given: Sequence[Path]) -> Iterable[tuple[str, Path]]:
-    """(sha256 of the data, path) of every file given, and of every readable one under the folders given."""
-    for path in given:
-        if not path.is_dir():
-            yield header.data_sha256(path, header.read(path)), path
-        for inside in sorted(path.rglob("*.safetensors")):
-            with suppress(FileFormatError):
-                yield header.data_sha256(inside, header.read(inside)), inside
-
-
-def _metadata(parent: Json) -> dict[str, str]:
-    """The parent's metadata as far as a child records it."""
-    kept = {str(key): str(value) for key, value in (parent.get("metadata") or {}).items()}
-    told = parent.get("provenance")
-    if told is not None:
-        kept[PROVENANCE_KEY] = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
-    return kept
 
 
 def _output(document: Json) -> Json:
@@ -288,7 +249,7 @@ def _file_sha256(path: Path) -> str:
 
 def _versions(document: Json) -> str:
     made, now = str(document.get("tool", "an unknown version")), f"lorahub {tool_version()}"
-    same = "the same version; another processor or torch may round differently"
+    same = "the same version; another processor, torch or number of threads may round differently"
     return f"made by {made}, now {now}" if made != now else f"{now}: {same}"
 
 

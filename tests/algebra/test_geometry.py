@@ -20,7 +20,7 @@ from lorahub.algebra import (
     orthogonal,
     project,
 )
-from lorahub.algebra.geometry import CHUNK_ROWS, layer_gram, product
+from lorahub.algebra.geometry import CHUNK_ROWS, layer_gram, product, square
 from lorahub.algebra.recipe import coefficients, expression, sources
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -220,3 +220,25 @@ def test_recipes_of_both_say_what_each_source_counts() -> None:
     assert [weight for weight, _ in coefficients(double.recipe)] == pytest.approx([1.6, 1.0])
     assert expression(double.recipe) == "normalised(0.8*orthogonal(style, lcm) + 0.5*lcm, factor=2.0)"
     assert [source.name for source in sources(double.recipe)] == ["style", "lcm", "lcm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, CHUNK_ROWS, 2 * CHUNK_ROWS + 7])
+def test_square_is_the_product_with_itself(rows: int, dtype: torch.dtype) -> None:
+    columns = torch.randn(rows, 33, dtype=dtype, generator=torch.Generator().manual_seed(rows))
+    for given in (columns, columns.T.contiguous().T):  # up, and down seen from its side
+        exact = given.double().T @ given.double()
+        found = square(given)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, found.T)
+        size = math.sqrt(float(exact.diagonal().max()) * float(exact.diagonal().min()))
+        assert float((found - exact).abs().max()) <= (1e-6 if dtype == torch.float32 else 1e-13) * size * 10
+        assert torch.equal(found, square(given))
+
+
+def test_the_same_factors_elsewhere_in_memory_are_no_distance_away() -> None:
+    layer = random_layer((700, 300), 8, seed=1, dtype=torch.float16)
+    block = layer.blocks[0]
+    found = layer_gram([layer, LowRank.of(block.up.clone(), block.down.clone(), scale=block.scale)])
+    assert found[0, 0] == pytest.approx(float(found[0, 1]), rel=1e-12)
+    assert found[0, 0] == pytest.approx(float(found[1, 1]), rel=1e-12)

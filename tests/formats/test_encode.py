@@ -236,6 +236,22 @@ def test_factors_in_the_wanted_dtype_are_written_as_they_lie_in_memory() -> None
         assert [tensor.data_ptr() for tensor in made] == [down.data_ptr(), up.data_ptr()]
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.8, 1e-6])
+def test_a_sum_is_written_as_its_terms_side_by_side(scale: float) -> None:
+    """Terms stored in the wanted dtype are copied, others rounded on their own: balanced where they are small."""
+    plain = LowRank.of(random(320, 2).half(), random(2, 320, seed=1).half())
+    scaled = LowRank.of(random(320, 3, seed=2).half(), random(3, 320, seed=3).half(), scale=scale)
+    layers = {f"{ATTN}.to_q": plain + scaled}
+    _, entry = encode_kohya(layers, {}, get("sd15"), torch.float16).entries
+    down, up = entry.make()
+    assert torch.equal(up[:, :2], plain.blocks[0].up)
+    assert torch.equal(down[:2], plain.blocks[0].down)
+    asked = scaled.dense(torch.float64)
+    assert float((up[:, 2:].double() @ down[2:].double() - asked).norm()) <= 5e-4 * float(asked.norm())
+    if scale == 1.0:
+        assert torch.equal(up[:, 2:], scaled.blocks[0].up)
+
+
 def test_entries_make_nothing_before_they_are_asked() -> None:
     """So a file can be planned whatever its size, and written one layer at a time."""
 
@@ -243,6 +259,7 @@ def test_entries_make_nothing_before_they_are_asked() -> None:
         shape = (320, 320)
         rank = 4
         stored_dtype = None
+        terms = ()
 
         def factors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
             raise AssertionError("made too early")
