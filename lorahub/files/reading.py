@@ -6,26 +6,19 @@ The rule: weights stay memory-mapped; what is read eagerly is the header, which 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from lorahub import header
 from lorahub.errors import FileFormatError, NotFoundError, VerificationError
 from lorahub.files.paths import PICKLE_SUFFIXES, display_name, read_config, refuse_pickle
 from lorahub.files.store import finite, tensor_bytes
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-"""What adapters are stored in; of others (float8), safetensors makes the tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +42,16 @@ def read(path: Path, *, allow_pickle: bool = False, hashed: bool = True) -> Cont
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path, allow_pickle)
     described = header.read(path)
-    with path.open("rb") as file:  # copy on write: whoever writes into a tensor does not write into the file
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    if len(mapped) != described.size:
-        raise FileFormatError(f"{path} was changed while it was read: try again")
-    digest = hashlib.sha256(memoryview(mapped)[described.data_start :]).hexdigest() if hashed else ""
-    return Content(display_name(path), _tensors(mapped, described), described.metadata, read_config(path), digest)
+    digest = header.data_sha256(path, described) if hashed else ""
+    return Content(display_name(path), _tensors(path), described.metadata, read_config(path), digest)
 
 
-def _tensors(mapped: mmap.mmap, described: header.Header) -> dict[str, Tensor]:
-    """The tensors of a mapped file, as views of it where they are aligned."""
-    if any(info.dtype not in _DTYPES for info in described.tensors.values()):
-        return load(bytes(mapped))
-    whole = torch.frombuffer(mapped, dtype=torch.uint8)
-    tensors = {}
-    for name, (stored, shape, start, stop) in described.tensors.items():
-        dtype = _DTYPES[stored]
-        data = whole[described.data_start + start : described.data_start + stop]
-        if (described.data_start + start) % dtype.itemsize:
-            data = data.clone()
-        tensors[name] = data.view(dtype).view(shape)
-    return tensors
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # safetensors opens only paths that are valid Unicode; others are read into memory
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def _read_pickle(path: Path, allow_pickle: bool) -> Content:

@@ -81,16 +81,7 @@ def validate(
         findings += answered
         if record and workspace is not None and (version := _version(opened)) is not None:
             keep(workspace, version, findings, whole=not only)
-        return Report(
-            subject=text,
-            expression=render([(operand.weight, quote(operand.reference)) for operand in opened.operands]),
-            base=opened.base,
-            findings=findings,
-            numbers={**_numbers(opened), **steps},
-            generation=drawn,
-            command=command,
-            files={operand.reference: str(operand.path) for operand in opened.operands},
-        )
+        return _report(text, opened, findings, steps, drawn, command)
 
 
 def _on(
@@ -104,6 +95,26 @@ def _on(
         return findings, steps, None
     drawn, seen = draw(opened, base_model, pictures)
     return findings + seen, steps, drawn
+
+
+def _report(
+    text: str,
+    opened: Subject,
+    findings: tuple[Finding, ...],
+    steps: Mapping[str, Any],
+    drawn: Generation | None,
+    command: str,
+) -> Report:
+    return Report(
+        subject=text,
+        expression=render([(operand.weight, quote(operand.reference)) for operand in opened.operands]),
+        base=opened.base,
+        findings=findings,
+        numbers={**_numbers(opened), **steps},
+        generation=drawn,
+        command=command,
+        files={operand.reference: str(operand.path) for operand in opened.operands},
+    )
 
 
 def resolved(device: str) -> str:

@@ -164,7 +164,8 @@ class Scorer:
 
     def _missing(self, name: str, cell: Cell) -> Score:
         too_small = f"cannot be had: LPIPS takes pictures of at least {SMALLEST} pixels a side"
-        return Score(name, cell, None, reason=self.judges.reasons.get(name, too_small))
+        reasons = {"lpips": too_small} | self.judges.reasons
+        return Score(name, cell, None, reason=reasons[name])
 
 
 def interval(
