@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import keep_freed_memory, one_thread
+from lorahub.algebra.machine import in_numpy, keep_freed_memory, one_thread
 from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -38,20 +39,22 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def square(columns: Tensor) -> Tensor:
-    """columns^T @ columns in float64, from [n, a]: `product` in half the operations.
-
-    NumPy asks BLAS for a symmetric product (syrk); torch has none.
-    """
+    """columns^T @ columns in float64, from [n, a]: `product` in half the operations where NumPy can take it."""
     if columns.device.type != "cpu":
         return product(columns, columns)
-    array = columns.detach().numpy()
-    step = CHUNK_ROWS if array.dtype == np.float32 else max(len(array), 1)
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks for Inf and NaN
-        total = (array[:step].T @ array[:step]).astype(np.float64, copy=False)
-        for start in range(step, len(array), step):
-            chunk = array[start : start + step]
-            total += chunk.T @ chunk
-    return torch.from_numpy(total)
+    with in_numpy():
+        return torch.from_numpy(symmetric(columns.detach().numpy()))
+
+
+def symmetric(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """`square` in NumPy, which asks BLAS for a symmetric product (syrk); torch has none. For within `in_numpy`."""
+    step = CHUNK_ROWS if columns.dtype == np.float32 else max(len(columns), 1)
+    first = columns[:step]
+    total: np.ndarray[Any, np.dtype[np.float64]] = (first.T @ first).astype(np.float64, copy=False)
+    for start in range(step, len(columns), step):
+        chunk = columns[start : start + step]
+        total += chunk.T @ chunk
+    return total
 
 
 def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
@@ -78,7 +81,7 @@ def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | tor
         for block in layer.blocks:
             scales[column : column + block.rank, index] = block.scale
             column += block.rank
-    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+    with in_numpy():
         gram, magnitude = scales.T @ terms @ scales, abs(scales).T @ abs(terms) @ abs(scales)
     return torch.from_numpy((gram + gram.T) / 2), torch.from_numpy(magnitude)
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,9 +119,8 @@ class LowRank:
 
     def scales(self, device: str | torch.device = "cpu") -> Tensor:
         """The scale of every column, float64 [R]."""
-        return torch.tensor(
-            [block.scale for block in self.blocks for _ in range(block.rank)], dtype=torch.float64, device=device
-        )
+        each = np.repeat([block.scale for block in self.blocks], [block.rank for block in self.blocks])
+        return torch.from_numpy(each).to(device)
 
     @property
     def up(self) -> Tensor:

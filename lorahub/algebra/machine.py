@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
@@ -34,6 +35,13 @@ def one_thread() -> Iterator[None]:
     finally:
         for library, count in taken:
             library.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def in_numpy() -> Iterator[None]:
+    """For arithmetic in NumPy: on one thread, and Inf and NaN make no warnings, because callers look for them."""
+    with one_thread(), np.errstate(over="ignore", invalid="ignore"):
+        yield
 
 
 @cache

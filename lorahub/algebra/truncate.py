@@ -157,11 +157,6 @@ def _stored(layer: LowRank, found: Factored, dtype: torch.dtype) -> tuple[LowRan
     return kept, LayerReport(layer.rank, rank, norm, error, rounding)
 
 
-def _lost(rounded: Tensor, exact: Tensor) -> Tensor:
-    """Squares of what rounding changed; widened first, because mixed precisions subtract slowly."""
-    return (rounded.to(exact.dtype) - exact).square_()
-
-
 def rounded(
     up: Tensor, down: Tensor, sigma: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[LowRank, float]:
@@ -172,10 +167,17 @@ def rounded(
     """
     new_up, new_down = up.to(dtype), down.to(dtype)
     # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
-    change = _lost(new_up, up).sum(0).double() + _lost(new_down, down).sum(1).double()
-    rounding = float((sigma * change.to(sigma.device)).sum().sqrt())
+    change = _change(new_up, up, 0) + _change(new_down, down, 1)
+    rounding = math.sqrt(float(sigma.to(change.device) @ change.double()))
     if not math.isfinite(rounding):
         raise VerificationError(
             f"the factors overflow {str(dtype).removeprefix('torch.')}: save as bfloat16 or float32"
         )
     return LowRank(shape, (Block(new_up.cpu(), new_down.cpu()),) if len(sigma) else ()), rounding
+
+
+def _change(rounded: Tensor, exact: Tensor, axis: int) -> Tensor:
+    """Squared lengths of what rounding changed, along an axis."""
+    if rounded.dtype == exact.dtype:
+        return exact.new_zeros(exact.shape[1 - axis])
+    return rounded.to(exact.dtype).sub_(exact).square_().sum(axis)  # widened first: mixed precisions subtract slowly
