@@ -81,7 +81,7 @@ def _bytes(layer: LowRank) -> int:
 
 def _from_grams(layers: Sequence[LowRank], chooses: Sequence[Choose], device: str) -> list[Factored | None]:
     """None for those whose Gram matrices do not carry the wanted singular vectors."""
-    parts = [layer.unscaled(torch.float64, device) for layer in layers]
+    parts = [(*layer.unscaled(torch.float64, device), layer.scales(device)) for layer in layers]
     up, down, scales = (torch.stack(each) for each in zip(*parts, strict=True))
     del parts
     gram_up = up.mT @ up * scales[:, :, None] * scales[:, None, :]

@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorahub.algebra.geometry import square, symmetric
+from lorahub.algebra.geometry import Matrix, square, symmetric
 from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.machine import in_numpy
 from lorahub.errors import VerificationError
 
-Array = TypeVar("Array", Tensor, np.ndarray[Any, np.dtype[np.float64]])
+Array = TypeVar("Array", Tensor, Matrix)
 
 _NOISE = {torch.float32: 2e-8, torch.float64: 2e-16}
 """Relative error of the entries of a Gram matrix: unit roundoff, lessened by the chunked float64 sums."""
@@ -103,7 +103,7 @@ def _from_grams(
     layer: LowRank, choose: Callable[[Tensor], int], dtype: torch.dtype, device: str
 ) -> Decomposition | None:
     """None when the Gram matrices in this precision do not carry the wanted singular vectors."""
-    up, down, scales = layer.unscaled(dtype, device)
+    (up, down), scales = layer.unscaled(dtype, device), layer.scales(device)
     if up.device.type == "cpu":
         gram_up, gram_down = (symmetric(columns.detach().numpy()) for columns in (up, down.T))
         found = _from_small(gram_up, gram_down, scales.numpy(), choose, dtype)
@@ -204,7 +204,7 @@ def trusted(squares: Array, doubt: Array, kept: int, dtype: torch.dtype) -> bool
 
 
 def _from_qr(layer: LowRank, choose: Callable[[Tensor], int], device: str) -> Decomposition:
-    up, down, scales = layer.unscaled(torch.float64, device)
+    (up, down), scales = layer.unscaled(torch.float64, device), layer.scales(device)
     up = up * scales
     if not bool(torch.isfinite(up.sum() + down.sum())):
         raise VerificationError("the weights hold NaN or Inf")

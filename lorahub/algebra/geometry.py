@@ -21,6 +21,8 @@ from lorahub.algebra.machine import in_numpy, keep_freed_memory, one_thread
 from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
+Matrix = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
 CHUNK_ROWS = 1280
 """float32 products are summed over this many rows at a time, and the sums in float64."""
 
@@ -46,44 +48,46 @@ def square(columns: Tensor) -> Tensor:
         return torch.from_numpy(symmetric(columns.detach().numpy()))
 
 
-def symmetric(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def symmetric(columns: np.ndarray[Any, Any]) -> Matrix:
     """`square` in NumPy, which asks BLAS for a symmetric product (syrk); torch has none. For within `in_numpy`."""
     step = CHUNK_ROWS if columns.dtype == np.float32 else max(len(columns), 1)
     first = columns[:step]
-    total: np.ndarray[Any, np.dtype[np.float64]] = (first.T @ first).astype(np.float64, copy=False)
+    total: Matrix = (first.T @ first).astype(np.float64, copy=False)
     for start in range(step, len(columns), step):
         chunk = columns[start : start + step]
         total += chunk.T @ chunk
     return total
 
 
+@in_numpy()
 def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
     """Matrix of inner products of k versions of one layer, float64 [k, k]. Raises VerificationError for NaN or Inf."""
     gram, magnitude = _layer_gram(layers, torch.float32, device)
-    overflow = not bool(torch.isfinite(gram).all())
-    if overflow or bool((gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any()):
+    overflow = not np.isfinite(gram).all()
+    if overflow or (gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any():
         gram, _ = _layer_gram(layers, torch.float64, device)
-        if not bool(torch.isfinite(gram).all()):
+        if not np.isfinite(gram).all():
             raise VerificationError("the weights hold NaN or Inf")
-    return gram
+    return torch.from_numpy(gram)
 
 
-def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Tensor, Tensor]:
+def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Matrix, Matrix]:
     """(inner products, sums of the absolute values of their terms), both [k, k]."""
     blocks = tuple(block for layer in layers for block in layer.blocks)
     if not blocks:
-        gram, magnitude = torch.zeros(2, len(layers), len(layers), dtype=torch.float64)
-        return gram, magnitude
-    up, down, _ = LowRank(layers[0].shape, blocks).unscaled(dtype, device)  # side by side: one product has all pairs
-    terms = (square(up) * square(down.T)).cpu().numpy()
+        return np.zeros((len(layers), len(layers))), np.zeros((len(layers), len(layers)))
+    up, down = LowRank(layers[0].shape, blocks).unscaled(dtype, device)  # side by side: one product has all pairs
+    if up.device.type == "cpu":
+        terms = symmetric(up.detach().numpy()) * symmetric(down.detach().numpy().T)
+    else:
+        terms = (square(up) * square(down.T)).cpu().numpy()
     scales, column = np.zeros((len(terms), len(layers))), 0
     for index, layer in enumerate(layers):
         for block in layer.blocks:
             scales[column : column + block.rank, index] = block.scale
             column += block.rank
-    with in_numpy():
-        gram, magnitude = scales.T @ terms @ scales, abs(scales).T @ abs(terms) @ abs(scales)
-    return torch.from_numpy((gram + gram.T) / 2), torch.from_numpy(magnitude)
+    gram, magnitude = scales.T @ terms @ scales, abs(scales).T @ abs(terms) @ abs(scales)
+    return (gram + gram.T) / 2, magnitude
 
 
 def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:

@@ -106,16 +106,16 @@ class LowRank:
         down = torch.cat([block.down.to(device, dtype) for block in self.blocks])
         return torch.cat(scaled, dim=1), down
 
-    def unscaled(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """(up [out, R], down [R, in], scales [R] in float64) with ΔW = up @ diag(scales) @ down, of at least one block."""
+    def unscaled(self, dtype: torch.dtype, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+        """(up [out, R], down [R, in]) with ΔW = up @ diag(`scales`) @ down, of at least one block."""
         # Stored numbers of one kind are joined before they are widened: fewer bytes are moved.
         stored = {factor.dtype for block in self.blocks for factor in (block.up, block.down)}
         joined = stored.pop() if len(stored) == 1 else dtype
         ups = [block.up.to(device, joined) for block in self.blocks]
         downs = [block.down.to(device, joined) for block in self.blocks]
         if len(self.blocks) == 1:  # then concatenation would only copy
-            return ups[0].to(dtype), downs[0].to(dtype), self.scales(device)
-        return torch.cat(ups, dim=1).to(dtype), torch.cat(downs).to(dtype), self.scales(device)
+            return ups[0].to(dtype), downs[0].to(dtype)
+        return torch.cat(ups, dim=1).to(dtype), torch.cat(downs).to(dtype)
 
     def scales(self, device: str | torch.device = "cpu") -> Tensor:
         """The scale of every column, float64 [R]."""

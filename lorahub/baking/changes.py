@@ -110,7 +110,7 @@ def _factors(layer: LowRank, dtype: torch.dtype, device: str) -> tuple[Tensor, T
     """(up, down) with the scales in up; a single block is not copied, unlike by `LowRank.factors`."""
     if not layer.blocks:
         return layer.factors(dtype, device)
-    up, down, scales = layer.unscaled(dtype, device)
+    (up, down), scales = layer.unscaled(dtype, device), layer.scales(device)
     return up * scales.to(dtype), down
 
 
