@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.geometry import layer_grams, product
+from lorahub.algebra.geometry import layer_grams, product, square
 from lorahub.algebra.lowrank import LowRank
 from lorahub.files.loading import load_path
 from lorahub.loading import load_version
@@ -91,7 +91,7 @@ def pair(first: str, second: str, one: Adapter, other: Adapter) -> Pair:
 
 def _spaces(layer: LowRank) -> _Spaces:
     up, down = layer.factors()
-    gram_up, gram_down = product(up, up), product(down.T, down.T)
+    gram_up, gram_down = square(up), square(down.T)
     return _Spaces(up, down, _basis(gram_up, gram_down), _basis(gram_down, gram_up))
 
 
