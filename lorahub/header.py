@@ -128,13 +128,19 @@ def data_sha256(path: Path, header: Header) -> str:
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Thousands of small objects are made at once: the cyclic collector would scan them all again and again."""
+    """Thousands of small objects are made at once: the cyclic collector would scan them all again and again.
+
+    They are kept, so they join the old objects as if they had been scanned; the next full collection finds them there.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
+            if not gc.get_freeze_count():  # else somebody has frozen objects, and wants them to stay so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -265,6 +267,36 @@ def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
         return
     with safe_open(path, framework="pt") as reader:  # what we accept, safetensors accepts
         assert set(reader.keys()) == set(found.tensors)
+
+
+class Knot:
+    """Garbage that only the cyclic collector finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_made_while_the_collector_pauses_is_collected_later() -> None:
+    with header.collector_paused():
+        assert not gc.isenabled()
+        knot = Knot()
+        untied = weakref.ref(knot)
+        del knot
+    assert gc.isenabled()
+    assert any(found is untied() for found in gc.get_objects(generation=2))
+    gc.collect()
+    assert untied() is None
+
+
+def test_objects_that_somebody_froze_stay_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with header.collector_paused():
+            pass
+        assert gc.get_freeze_count() == frozen > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_reading_headers_needs_no_torch() -> None:

@@ -65,4 +65,4 @@ def _meant(value: str) -> tuple[str, ...]:
 
 
 def _declares(name: str, value: str) -> bool:
-    return any(re.fullmatch(pattern, value, re.IGNORECASE) for pattern in library.get(name).declared_as)
+    return any(re.fullmatch(pattern, value, re.IGNORECASE) for pattern in library.table(name)["declared_as"])

@@ -137,6 +137,10 @@ class _Fit:
 
 def _fit(name: str, layers: Sequence[tuple[Seen, str]]) -> _Fit:
     fit = _Fit(name, len(layers))
+    beginnings = sizes.beginnings(name)
+    if not any(key.startswith(beginnings) for _, key in layers):  # most bases: not worth unfolding their tables
+        fit.misfit = f"{layers[0][0]} (no such layer)"
+        return fit
     tables = sizes.tables(name)
     for layer, key in layers:
         wrong: str | None = None
@@ -203,9 +207,10 @@ def _cross_attention(layers: Sequence[tuple[Seen, str]]) -> list[str]:
 
 @cache
 def _cross_attention_width(name: str) -> int | None:
-    unet = library.get(name).components.get("unet")
-    widths = [shape[1] for module, shape in unet.layers.items() if module.endswith("attn2.to_k")] if unet else []
-    return widths[0] if widths else None
+    if "unet" not in library.table(name)["components"]:
+        return None
+    layers = library.get(name).components["unet"].layers
+    return next((shape[1] for module, shape in layers.items() if module.endswith("attn2.to_k")), None)
 
 
 def _filled(fills: Mapping[str, tuple[int, int]], evidence: list[str]) -> str | None:

@@ -58,33 +58,40 @@ def canonical_name(name: str) -> str | None:
 
 
 @cache
+def table(name: str) -> Mapping[str, Any]:
+    """The table of a listed base as it lies on disk: repeated blocks are written once (see `tables`)."""
+    content: dict[str, Any] = json.loads((_DATA / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@cache
 def _read(name: str) -> Base:
-    content = json.loads((_DATA / f"{name}.json").read_text(encoding="utf-8"))
+    content = table(name)
     return Base(
         name=content["name"],
         title=content["title"],
         hub_ids=tuple(content["hub_ids"]),
         declared_as=tuple(content["declared_as"]),
-        components={part: _component(part, table) for part, table in content["components"].items()},
+        components={part: _component(part, held) for part, held in content["components"].items()},
     )
 
 
-def _component(name: str, table: Mapping[str, Any]) -> Component:
-    layers: dict[str, tuple[int, ...]] = {module: tuple(shape) for module, shape in unfold(table["layers"])}
-    norms: dict[str, int] = dict(unfold(table["norms"]))
-    embeddings: dict[str, tuple[int, ...]] = {module: tuple(shape) for module, shape in unfold(table["embeddings"])}
+def _component(name: str, part: Mapping[str, Any]) -> Component:
+    layers: dict[str, tuple[int, ...]] = {module: tuple(shape) for module, shape in unfold(part["layers"])}
+    norms: dict[str, int] = dict(unfold(part["norms"]))
+    embeddings: dict[str, tuple[int, ...]] = {module: tuple(shape) for module, shape in unfold(part["embeddings"])}
     rows = {module: shape[0] for module, shape in (layers | embeddings).items()} | norms
     return Component(
         name=name,
-        prefixes=tuple(table["prefixes"]),
+        prefixes=tuple(part["prefixes"]),
         layers=layers,
         norms=norms,
         embeddings=embeddings,
         aliases={
             dialect: {alias: spans(meaning, rows) for alias, meaning in unfold_aliases(folded)}
-            for dialect, folded in table["aliases"].items()
+            for dialect, folded in part["aliases"].items()
         },
-        kohya_dialect=table["kohya_dialect"],
+        kohya_dialect=part["kohya_dialect"],
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from lorahub.errors import UsageError
 
@@ -19,8 +20,7 @@ def flatten(module: str) -> str:
     return module.replace(".", "_")
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Rows `start` to `stop` of the weight of `layer`; a file layer is a stack of spans, top to bottom."""
 
     layer: str

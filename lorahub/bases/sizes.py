@@ -62,6 +62,15 @@ def tables(name: str) -> Mapping[str, list[Table]]:
     return found
 
 
+@cache
+def beginnings(name: str) -> tuple[str, ...]:
+    """What every module name of a base begins with, in any spelling: its first segment, flattened."""
+    parts = library.table(name)["components"].values()
+    written = [part[group] for part in parts for group in ("layers", "norms", "embeddings")]
+    written += [aliases for part in parts for aliases in part["aliases"].values()]
+    return tuple({flatten(re.split(r"[.{]", module)[0]) for group in written for module in group})
+
+
 def kind(layer: str) -> str:
     """The layer with the indices of its blocks left out."""
     return re.sub(r"\.\d+(?=\.)", ".#", layer)

@@ -10,14 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import Block, LowRank
+from lorahub.algebra.machine import in_numpy
+
+_Array = npt.NDArray[Any]
 
 PROBES = 8
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -41,18 +49,20 @@ def distance(reference: Adapter, other: Adapter, *, seed: int = 0) -> Distance:
 
     Blocks that hold the same bits differ by nothing. NaN in either makes `difference` NaN, which no tolerance accepts.
     """
-    names = dict.fromkeys([*reference.layers, *other.layers])
-    columns = {
-        name: layer.matrix_shape[1] for layers in (reference.layers, other.layers) for name, layer in layers.items()
+    zeros = {
+        name: LowRank(layer.shape, ())  # what an absent layer is
+        for layers in (reference.layers, other.layers)
+        for name, layer in layers.items()
     }
-    generator = torch.Generator().manual_seed(seed)
-    vectors = torch.randn(PROBES, max(columns.values(), default=0), generator=generator)  # rows: read along `down`
+    longest = max((zero.matrix_shape[1] for zero in zeros.values()), default=0)
+    vectors: _Array = torch.randn(longest, PROBES, generator=torch.Generator().manual_seed(seed)).numpy()
     total, apart, worst, worst_layer = 0.0, 0.0, -1.0, ""
-    for name in names:
-        size, gap = _layer(reference.layers.get(name), other.layers.get(name), vectors[:, : columns[name]])
-        total, apart = total + size, apart + gap
-        if not gap <= worst:
-            worst, worst_layer = gap, name
+    with in_numpy():
+        for name, zero in zeros.items():
+            size, gap = _layer(reference.layers.get(name, zero), other.layers.get(name, zero), vectors)
+            total, apart = total + size, apart + gap
+            if not gap <= worst:
+                worst, worst_layer = gap, name
     size, gap = _offset_distance(reference.offsets, other.offsets)
     return Distance(math.sqrt(total + size), math.sqrt(apart + gap), worst_layer)
 
@@ -68,40 +78,41 @@ def identical(reference: Adapter, other: Adapter) -> bool:
 
 
 def _same_bits(one: LowRank, other: LowRank) -> bool:
-    dtype = one.stored_dtype
-    return dtype is not None and other.stored_dtype == dtype and _same(one.blocks[0], other.blocks[0])
+    if one.stored_dtype is None or other.stored_dtype is None:
+        return False
+    mine, theirs = one.blocks[0], other.blocks[0]
+    return _same(mine.up, theirs.up) and _same(mine.down, theirs.down)
 
 
-def _same(one: Block, other: Block) -> bool:
-    pairs = ((one.up, other.up), (one.down, other.down))
-    return (
-        one.scale == other.scale
-        and all(mine.dtype == theirs.dtype and mine.shape == theirs.shape for mine, theirs in pairs)
-        and all(torch.equal(*_integers(mine, theirs)) for mine, theirs in pairs)
-    )
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and np.array_equal(_bits(one), _bits(other))
 
 
-def _integers(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The bits of factors of one dtype as integers, eight bytes in each where they allow it: quick to compare."""
-    size = tensors[0].dtype.itemsize
-    steps = [step for t in tensors for step in (t.shape[1], t.storage_offset(), t.stride(0))]
-    whole = all(t.stride(1) == 1 for t in tensors) and all(step * size % 8 == 0 for step in steps)
-    narrow = {2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    return tuple(tensor.view(torch.int64 if whole else narrow) for tensor in tensors)
+def _bits(factor: Tensor) -> _Array:
+    """As integers, which NumPy compares several times faster than anything compares halves."""
+    array: _Array = factor.detach().view(_INTEGERS[factor.dtype.itemsize]).numpy()
+    return array
 
 
-def _layer(mine: LowRank | None, theirs: LowRank | None, vectors: Tensor) -> tuple[float, float]:
-    """Mean squares of what ΔW of mine, and ΔW of mine less that of theirs, do to the vectors [PROBES, in]."""
-    blocks, others = mine.blocks if mine else (), theirs.blocks if theirs else ()
-    if len(others) == 1 and others[0].rank == sum(block.rank for block in blocks):
-        others = _cut(others[0], [block.rank for block in blocks])
-    image, gap = torch.zeros(2, 1, dtype=torch.float64)
-    for block, other in zip_longest(blocks, others):
-        expected = _apply(block, vectors) if block else torch.zeros(1)
-        image = image + expected
-        if not (block and other and _same(block, other)):
-            gap = gap + expected - (_apply(other, vectors) if other else 0.0)
-    return float(image.square().sum()) / PROBES, float(gap.square().sum()) / PROBES
+def _layer(mine: LowRank, theirs: LowRank, vectors: _Array) -> tuple[float, float]:
+    """Mean squares of what ΔW of mine, and ΔW of mine less that of theirs, do to the vectors [in or more, PROBES]."""
+    rows, columns = mine.matrix_shape
+    vectors = vectors[:columns]
+    others = theirs.blocks
+    if len(others) == 1 and others[0].rank == mine.rank:
+        others = _cut(others[0], [block.rank for block in mine.blocks])
+    image, gap = np.zeros((2, rows, PROBES), np.float32)
+    nothing = Block(torch.zeros(rows, 0), torch.zeros(0, columns))
+    for block, other in zip_longest(mine.blocks, others, fillvalue=nothing):
+        inner = _wide(block.down) @ vectors
+        expected = _outer(block, inner)
+        image += expected
+        if not _same(block.down, other.down):
+            inner = _wide(other.down) @ vectors
+        elif block.scale == other.scale and _same(block.up, other.up):
+            continue
+        gap += expected - _outer(other, inner)
+    return _mean_square(image), _mean_square(gap)
 
 
 def _cut(block: Block, ranks: list[int]) -> tuple[Block, ...]:
@@ -110,8 +121,18 @@ def _cut(block: Block, ranks: list[int]) -> tuple[Block, ...]:
     return tuple(Block(up, down, block.scale) for up, down in parts)
 
 
-def _apply(block: Block, vectors: Tensor) -> Tensor:
-    return block.scale * (vectors @ block.down.float().T @ block.up.float().T).double()
+def _outer(block: Block, inner: _Array) -> _Array:
+    return block.scale * (_wide(block.up) @ inner)
+
+
+def _wide(factor: Tensor) -> _Array:
+    array: _Array = factor.detach().float().numpy()
+    return array
+
+
+def _mean_square(image: _Array) -> float:
+    wide = image.astype(np.float64).ravel()
+    return float(wide @ wide) / PROBES
 
 
 def _offset_distance(reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[float, float]:

@@ -42,8 +42,11 @@ def read(path: Path, *, allow_pickle: bool = False, hashed: bool = True) -> Cont
     if path.suffix in PICKLE_SUFFIXES:
         return _read_pickle(path, allow_pickle)
     described = header.read(path)
-    digest = header.data_sha256(path, described) if hashed else ""
-    return Content(display_name(path), _tensors(path), described.metadata, read_config(path), digest)
+    tensors = _tensors(path)
+    if tensors.keys() != described.tensors.keys():
+        raise FileFormatError(f"{path} changed while it was read: try again when it is complete")
+    digest = _data_sha256(tensors, described) if hashed else ""
+    return Content(display_name(path), tensors, described.metadata, read_config(path), digest)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -52,6 +55,17 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     except UnicodeEncodeError:  # safetensors opens only paths that are valid Unicode; others are read into memory
         return load(path.read_bytes())
     return load_file(path)
+
+
+def _data_sha256(tensors: Mapping[str, Tensor], described: header.Header) -> str:
+    """`header.data_sha256` of the file that holds the tensors: they cover its data region without a gap.
+
+    Mapped memory is hashed where it lies, so what is hashed is what will be computed with, and is fetched once.
+    """
+    digest = hashlib.sha256()
+    for name, _ in sorted(described.tensors.items(), key=lambda item: item[1].start):
+        digest.update(tensor_bytes(tensors[name]))
+    return digest.hexdigest()
 
 
 def _read_pickle(path: Path, allow_pickle: bool) -> Content:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorahub import bases
+from lorahub import bases, header
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.machine import keep_freed_memory
 from lorahub.algebra.ranks import RankRule, budget
@@ -60,6 +60,7 @@ class Saved:
     error: float
 
 
+@header.collector_paused()
 def save(
     adapter: Adapter,
     path: str | Path,

@@ -104,7 +104,7 @@ def finite(tensor: Tensor) -> bool:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The tensor's elements in row order, without a copy where they lie so in memory already."""
-    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
     return memoryview(array)
 
 

@@ -22,7 +22,7 @@ from lorahub.bases.model import Base, Component, flatten
 from lorahub.errors import BaseMismatchError
 from lorahub.formats.keys import COMPONENTS
 from lorahub.formats.offsets import kohya_offsets
-from lorahub.formats.rows import Factored, FileLayer, join
+from lorahub.formats.rows import Factored, FileLayer, Make, join
 
 UNLISTED_KOHYA = "unlisted:kohya"
 UNLISTED_DOTTED = "unlisted:dotted"
@@ -57,9 +57,8 @@ def encode_kohya(
 ) -> Encoded:
     """sd-scripts spelling: `lora_unet_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; fused where kohya fuses."""
     pieces = _kohya_layers(layers, base)
-    common = (
-        float(max((piece.rank for piece in pieces), default=0)) if base is None or "unet" in base.components else None
-    )
+    one_for_all = base is None or "unet" in base.components
+    common = float(max((piece.rank for piece in pieces), default=0)) if one_for_all else None
     alphas = [float(piece.rank) if common is None else common for piece in pieces]
     entries = [
         _constant(f"{piece.name}.alpha", torch.tensor(alpha, dtype=torch.float32))
@@ -176,19 +175,17 @@ def _factor_entry(piece: FileLayer, keys: tuple[str, str], alpha: float | None, 
     return Entry(((keys[0], down_shape), (keys[1], up_shape)), dtype, make)
 
 
-def _rounded(
-    stored: torch.dtype | None,
-    factors: Callable[[torch.dtype], tuple[Tensor, Tensor]],
-    scale: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def _rounded(stored: torch.dtype | None, make: Make, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The factors of one term in `dtype`, the scale folded into up; what is stored in `dtype` stays as it is."""
-    up, down = factors(stored or torch.float32)
+    up, down = make(stored or torch.float32)
     if scale == 1 and stored == dtype:
         return up, down
+    shift = _shift(up, down, scale) if dtype == torch.float16 else None
+    if stored == dtype and shift is None:
+        return up * scale, down  # torch widens halves to multiply them, so this rounds as often as the long way
     up = up.float() if scale == 1 else up.float() * scale
-    if dtype == torch.float16:
-        up, down = balance(up, down)
+    if shift is not None:
+        up, down = up * shift, down / shift[:, None]
     return up.to(dtype), down.to(dtype)
 
 
@@ -213,13 +210,17 @@ def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
     Half precision loses what lies under 6e-5 or over 65504; powers of two change no mantissa, so this costs nothing.
     """
-    up_size, down_size = up.abs().amax(0).float(), down.abs().amax(1).float()
-    if all(bool(((size == 0) | ((size > 2**-8) & (size < 2**12))).all()) for size in (up_size, down_size)):
-        return up, down  # far from both ends already
-    ratio = torch.where((up_size > 0) & (down_size > 0), down_size / up_size, 1.0)
-    shift = torch.exp2(torch.round(torch.log2(ratio.clamp(1e-30, 1e30)) / 2))
-    up, down = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (up, down))
-    return up * shift.to(up.dtype), down / shift[:, None].to(down.dtype)
+    shift = _shift(up, down)
+    return (up, down) if shift is None else (up * shift, down / shift[:, None])
+
+
+def _shift(up: Tensor, down: Tensor, scale: float = 1.0) -> Tensor | None:
+    """What `balance` multiplies the columns of `up * scale` by; None when all are far from both ends already."""
+    sizes = torch.stack((up.abs().amax(0).float() * abs(scale), down.abs().amax(1).float()))
+    if bool(((sizes == 0) | ((sizes > 2**-8) & (sizes < 2**12))).all()):
+        return None
+    ratio = torch.where((sizes > 0).all(0), sizes[1] / sizes[0], 1.0)
+    return torch.exp2(torch.round(torch.log2(ratio.clamp(1e-30, 1e30)) / 2))
 
 
 def _constant(key: str, value: Tensor) -> Entry:
@@ -232,8 +233,7 @@ def _kohya_layers(layers: Mapping[str, Factored], base: Base | None) -> list[Fil
     pieces: list[FileLayer] = []
     for component, inside in _by_component(layers, base):
         for module, piece in _file_layers(component, component.kohya_dialect, inside):
-            name = f"{component.kohya_prefix}_{flatten(module)}"
-            pieces.append(replace(piece, name=name))
+            pieces.append(replace(piece, name=f"{component.kohya_prefix}_{flatten(module)}"))
         pieces += [replace(zero, name=f"{component.kohya_prefix}_{flatten(zero.name)}") for zero in _marker(inside)]
     return pieces
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
@@ -123,8 +122,7 @@ class Place(NamedTuple):
     """How the module is introduced: "flat" (kohya), "peft" (base_model.model), "component", "comfy" or "bare"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A file key, read."""
 
     place: Place

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from lorahub.bases.model import Span
 
+Make = Callable[[torch.dtype], tuple[Tensor, Tensor]]
+"""Makes (up, down) in a dtype."""
+
 
 class Factored(Protocol):
     """What encoding needs of a layer; `lorahub.algebra.LowRank` is one."""
@@ -42,7 +45,7 @@ class FileLayer:
     name: str
     shape: tuple[int, ...]
     rank: int
-    make: Callable[[torch.dtype], tuple[Tensor, Tensor]]
+    make: Make
     stored_dtype: torch.dtype | None = None
     terms: tuple[tuple[Factored, float], ...] = ()
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lorahub.bases import Detection, Seen, detect, get, names
+from lorahub.bases import Detection, Seen, detect, get, names, sizes
 
 from .headers import attention, real, seen
 
@@ -29,6 +29,14 @@ def test_a_full_denoiser_is_its_base_in_every_spelling(name: str) -> None:
             assert name in detection.candidates
             assert detection.confidence >= 0.9
             assert said(detection, f"exist in {name} with these shapes")
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_module_begins_as_its_base_says(name: str) -> None:
+    """A base is compared only with files that have such a name."""
+    spelled = {key for tables in sizes.tables(name).values() for table in tables for key in table.sizes}
+    assert spelled
+    assert all(key.startswith(sizes.beginnings(name)) for key in spelled)
 
 
 def test_sdxl_attention_in_kohya_and_diffusers_names_at_once() -> None:

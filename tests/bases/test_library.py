@@ -185,6 +185,8 @@ def test_reading_one_base_reads_no_other_and_needs_no_torch() -> None:
     code = (
         "import sys; from lorahub import bases; from lorahub.bases import library; bases.get('sdxl'); bases.detect([], {});"
         "assert library._read.cache_info().currsize == 1;"
+        "bases.detect([bases.Seen('lora_unet', 'input_blocks_4_1_proj_in', 640, 640)], {'ss_base_model_version': 'xl'});"
+        "assert library._read.cache_info().currsize == 4;"  # UNets: the others have no module that begins so
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -63,6 +63,18 @@ def test_a_block_that_is_missing_and_one_that_is_too_many() -> None:
     assert distance(Adapter("sd15", {}), holding(one)).relative == math.inf
 
 
+def test_factors_that_lie_transposed() -> None:
+    """As those of an embedding do."""
+    asked = random(1, 8)
+    (block,) = asked.blocks
+    file = LowRank.of(block.up.T.contiguous().T, block.down.T.contiguous().T)
+    assert identical(holding(asked), holding(file))
+    assert distance(holding(asked), holding(file)).difference == 0
+    file.blocks[0].up[123, 4] += 1.0
+    gap = float((asked.dense(torch.float64) - file.dense(torch.float64)).norm())
+    assert distance(holding(asked), holding(file)).difference == pytest.approx(gap, rel=0.7)
+
+
 def test_not_a_number_is_no_distance() -> None:
     asked = random(1, 8)
     file = joined(asked)

@@ -252,6 +252,20 @@ def test_a_sum_is_written_as_its_terms_side_by_side(scale: float) -> None:
         assert torch.equal(up[:, 2:], scaled.blocks[0].up)
 
 
+@pytest.mark.parametrize("scale", [0.8, -1 / 3, 2.0**-5, 1.0000001])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scaled_halves_are_rounded_once_from_single_precision(dtype: torch.dtype, scale: float) -> None:
+    every = torch.arange(2**16).short().view(dtype)
+    numbers = every[every.abs() < 1000]
+    up = torch.stack((numbers, torch.ones_like(numbers)), dim=1)
+    down = torch.ones(2, 3, dtype=dtype)
+    layers = {"lora_unet_some_layer": LowRank.of(up, down, scale=scale)}
+    _, entry = encode_kohya(layers, {}, None, dtype).entries
+    made_down, made_up = entry.make()
+    assert torch.equal(made_up.view(torch.int16), (up.float() * scale).to(dtype).view(torch.int16))
+    assert torch.equal(made_down, down)
+
+
 def test_entries_make_nothing_before_they_are_asked() -> None:
     """So a file can be planned whatever its size, and written one layer at a time."""
 
