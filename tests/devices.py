@@ -8,8 +8,9 @@ numbers to cross over but `.to`, `.cpu()`, `.copy_` and reading single numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -85,3 +86,30 @@ def elsewhere() -> Iterator[str]:
     """The name of the second device, while it exists."""
     with torch.no_grad(), _Function(), _Dispatch():
         yield ELSEWHERE
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[Callable[[], int]]:
+    """A function that says how many bytes were in use on the second device at most, since it was last asked."""
+    alive: WeakValueDictionary[int, _Away] = WeakValueDictionary()
+    honest, peaks = _Away.__new__, [0]
+
+    def made(cls: type[_Away], held: Tensor) -> _Away:
+        tensor = honest(cls, held)
+        alive[id(tensor)] = tensor
+        memory = {
+            each.held.untyped_storage().data_ptr(): each.held.untyped_storage().nbytes() for each in alive.values()
+        }
+        peaks.append(sum(memory.values()))
+        return tensor
+
+    def most() -> int:
+        peak = max(peaks)
+        peaks[:] = [0]
+        return peak
+
+    _Away.__new__ = made  # type: ignore[method-assign]
+    try:
+        yield most
+    finally:
+        _Away.__new__ = honest  # type: ignore[method-assign]

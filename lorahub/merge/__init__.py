@@ -1,4 +1,4 @@
-"""What addition cannot express: merge methods over ΔW, one layer at a time, and in the joint low-rank basis.
+"""What addition cannot express: merge methods over ΔW, layer by layer, and in the joint low-rank basis.
 
 The table of methods is plain data and quick to import; torch comes with `merge`.
 """

@@ -1,6 +1,7 @@
 """Merging matrices number by number, in blocks of rows: sparsify each, then agree on one value.
 
-Everything is additions and multiplications in place: selecting by masks is ten times slower.
+Layers of one shape are merged together, [layers, m, n]. Everything is additions and multiplications in place: on a CPU
+selecting by masks is ten times slower.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lorahub.merge.alike import Pair
 from lorahub.merge.methods import Method, Value
-from lorahub.merge.sparsify import Pair, block_rows, sparsifier
-
-_ONE = torch.tensor(1.0)
+from lorahub.merge.sparsify import block_rows, sparsifier
 
 
 def merged(
@@ -21,27 +21,27 @@ def merged(
     weights: Sequence[float],
     method: Method,
     settings: Mapping[str, Value],
-    name: str,
+    names: Sequence[str],
 ) -> Tensor:
-    """The merged matrix [m, n]: index of an adapter -> factors, already weighted; the adapters without are zero.
+    """The merged matrices [layers, m, n]: index of an adapter -> factors, already weighted; adapters without are zero.
 
-    weights: of all adapters. name: of the layer, which the draws depend on.
+    weights: of all adapters. names: of the layers, which the draws depend on.
     """
     up, down = next(iter(pairs.values()))
-    steps = {i: sparsifier(method, settings, pair, f"{name}/{i}") for i, pair in pairs.items()}
-    result = up.new_empty(up.shape[0], down.shape[1])
+    steps = {i: sparsifier(method, settings, pair, [f"{name}/{i}" for name in names]) for i, pair in pairs.items()}
+    result = up.new_empty(len(up), up.shape[1], down.shape[2])
     height = block_rows((up, down))
-    values = up.new_empty(len(pairs), height, down.shape[1])
-    spare = up.new_empty(2, height, down.shape[1])
-    for start in range(0, len(result), height):
-        into = result[start : start + height]
-        rows = len(into)
+    values = up.new_empty(len(pairs), len(up), height, down.shape[2])
+    spare = up.new_empty(2, len(up), height, down.shape[2])
+    for start in range(0, up.shape[1], height):
+        into = result[:, start : start + height]
+        rows = into.shape[1]
         for value, (i, (up, down)) in zip(values, pairs.items(), strict=True):
-            steps[i](torch.mm(up[start : start + rows], down, out=value[:rows]))
+            steps[i](torch.bmm(up[:, start : start + rows], down, out=value[:, :rows]))
         if method.consensus == "ties":
-            _elected(values[:, :rows], [weights[i] for i in pairs], settings, into, spare[:, :rows])
+            _elected(values[:, :, :rows], [weights[i] for i in pairs], settings, into, spare[:, :, :rows])
         else:
-            _summed(values[:, :rows], into).div_(_divisor(weights, str(settings["divide"])))
+            _summed(values[:, :, :rows], into).div_(_divisor(weights, str(settings["divide"])))
     return result
 
 
@@ -69,7 +69,7 @@ def _elected(
         into.zero_()
         for value in values:
             into.add_(torch.sign(value, out=total))
-    torch.copysign(_ONE.to(into), into, out=elected)
+    torch.copysign(into.new_ones(()), into, out=elected)
     into.zero_()
     total.zero_()
     for value, weight in zip(values, weights, strict=True):

@@ -1,7 +1,9 @@
-"""The k-th largest magnitude of a matrix that is only ever seen in blocks of rows: exact, from a sampled bracket.
+"""The k-th largest magnitude of a matrix, exact.
 
-A sample says between which two values the answer almost surely lies. One pass counts what is above the bracket and keeps
-what is inside; when the counts say that the answer is not inside, the bracket is opened on that side and the pass repeated.
+On the CPU the matrix is only ever seen in blocks of rows, and passes over it are few. A sample says between which two
+values the answer almost surely lies. One pass counts what is above the bracket and keeps what is inside; when the counts
+say that the answer is not inside, the bracket is opened on that side and the pass repeated. On a device a pass costs
+little and waiting for its outcome much: bisection waits for none.
 """
 
 from __future__ import annotations
@@ -35,6 +37,20 @@ def kth_magnitude(blocks: Blocks, total: int, k: int, sample: Tensor) -> float:
             return _kth(inside, rank)
 
 
+def kth_magnitudes(magnitudes: Tensor, k: int) -> Tensor:
+    """The k-th largest (k from 1) of each row of magnitudes [rows, numbers], all at once: [rows].
+
+    Bit by bit from the highest: read as whole numbers, the bits of floats that are not negative have the same order.
+    """
+    kind, width = (torch.int64, 63) if magnitudes.dtype == torch.float64 else (torch.int32, 31)
+    numbers = magnitudes.view(kind)
+    found = numbers.new_zeros(len(numbers), 1)
+    for bit in reversed(range(width)):
+        tried = found | (1 << bit)
+        found = tried.where((numbers >= tried).sum(1, keepdim=True) >= k, found)
+    return found.view(magnitudes.dtype)[:, 0]
+
+
 def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
     """Magnitudes between which the one lies that `share` of all exceed, as far as the sample tells."""
     spread = _DEVIATIONS * math.sqrt(share * (1 - share) / len(sample)) + 1 / len(sample)
@@ -43,22 +59,16 @@ def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
 
 
 def _kth(values: Tensor, k: int) -> float:
-    """The k-th largest of the values."""
-    if values.device.type == "cpu":
-        return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
-    return float(torch.kthvalue(values, len(values) - k + 1).values)
+    """The k-th largest of the values. NumPy compares and picks several times faster than torch does."""
+    return float(np.partition(values.numpy(), len(values) - k)[len(values) - k])
 
 
 def _count(blocks: Blocks, low: float, high: float) -> tuple[int, Tensor]:
     """How many magnitudes exceed `high`, and those from `low` to `high`."""
     above, inside = 0, []
     for block in blocks():
-        if block.device.type == "cpu":  # NumPy compares and picks several times faster than torch does
-            values = block.numpy().reshape(-1)
-            beyond, wanted = values > high, values >= low
-            above += int(np.count_nonzero(beyond))
-            inside.append(torch.from_numpy(values[np.logical_xor(wanted, beyond, out=wanted)]))
-        else:
-            above += int((block > high).sum())
-            inside.append(block[(block >= low) & (block <= high)])
+        values = block.numpy().reshape(-1)
+        beyond, wanted = values > high, values >= low
+        above += int(np.count_nonzero(beyond))
+        inside.append(torch.from_numpy(values[np.logical_xor(wanted, beyond, out=wanted)]))
     return above, torch.cat(inside)

@@ -118,3 +118,11 @@ def test_slerp_is_straight_between_parallel_adapters_and_from_zero() -> None:
     for zero in (adapter("empty"), adapter("zero", layer=random_layer((40, 33), 2, scale=0.0))):
         made = merge([a, zero], [3, 1], "slerp", {}, None, dtype=torch.float64)
         torch.testing.assert_close(dense(made.layers["unet.layer"]), 0.75 * dense(a.layers["unet.layer"]))
+
+
+@pytest.mark.parametrize("method", ["slerp", "iso_c"])
+def test_what_cancels_is_zero(method: str) -> None:
+    a = three()[0]
+    made = merge([a, adapter("less", layer=-1.0 * a.layers["unet.layer"])], [1, 1], method, {}, None)
+    assert made.layers == {}
+    assert made.error == 0

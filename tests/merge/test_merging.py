@@ -148,13 +148,14 @@ def test_a_budget_is_kept_and_spent_where_it_helps(method: str) -> None:
 
 def test_a_small_error_is_summed_up_not_subtracted() -> None:
     target = dense(large().layers["unet.layer"]).float()
-    made = reduce(target, large().layers["unet.layer"].down, lambda sigma: 16, power=1)
+    start = large().layers["unet.layer"].down
+    (made,) = reduce(target[None], start[None], [lambda sigma: 16], ["layer"], power=1)
     assert made.error < 2e-6 * made.norm
 
 
 def test_a_start_that_knows_nothing_is_filled_up() -> None:
     target = dense(large().layers["unet.layer"]).float()
-    made = reduce(target, torch.zeros(3, 280), lambda sigma: 8, power=2)
+    (made,) = reduce(target[None], torch.zeros(1, 3, 280), [lambda sigma: 8], ["layer"], power=2)
     assert made.error < 1.01 * best_error(target.double(), 8)
 
 
