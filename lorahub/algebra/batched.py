@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorahub.algebra.decompose import decompose, mixes, naming, triplets, trusted
+from lorahub.algebra.decompose import decompose, eigen, mixes, naming, triplets, trusted
 from lorahub.algebra.lowrank import LowRank
 
 BATCH_BYTES = 2**29
@@ -90,20 +90,18 @@ def _from_grams(layers: Sequence[LowRank], chooses: Sequence[Choose], device: st
     good = (failed == 0) & torch.isfinite((gram_up + gram_down).sum((1, 2)))
     one = torch.eye(up.shape[2], dtype=up.dtype, device=up.device)  # what is no number would stop the whole batch
     gram_up, gram_down, root = (torch.where(good[:, None, None], each, one) for each in (gram_up, gram_down, root))
-    squares, rows, columns, doubt = triplets(gram_up, gram_down, root, up.dtype)
-    ranks = _ranks(good.cpu(), squares.cpu(), doubt.cpu(), chooses)
-    most = max((rank for rank in ranks if rank is not None), default=0)
-    up_mix, down_mix = mixes(rows, columns, scales, squares.sqrt(), most)
-    ups, downs, sigma = up @ up_mix, down_mix @ down, squares.cpu().sqrt()
+    squares, vectors = eigen(gram_down, root)
+    sigma = squares.sqrt()
+    known = sigma.cpu()
+    ranks = [choose(each) for choose, each in zip(chooses, known, strict=True)]
+    most = max(ranks)
+    rows, columns, doubt, overall = triplets(gram_up, gram_down, root, squares, vectors[..., :most], up.dtype)
+    up_mix, down_mix = mixes(rows, columns, scales, sigma, most)
+    ups, downs = up @ up_mix, down_mix @ down
+    good, squares, doubt, overall = (each.cpu() for each in (good, squares, doubt, overall))
     return [
-        None if rank is None else Factored(sigma[i], ups[i, :, :rank], downs[i, :rank]) for i, rank in enumerate(ranks)
+        Factored(known[i], ups[i, :, :rank], downs[i, :rank])
+        if good[i] and trusted(squares[i], doubt[i], overall[i], rank, up.dtype)
+        else None
+        for i, rank in enumerate(ranks)
     ]
-
-
-def _ranks(good: Tensor, squares: Tensor, doubt: Tensor, chooses: Sequence[Choose]) -> list[int | None]:
-    """How many triplets each layer keeps; None where they are not to be trusted."""
-    found: list[int | None] = []
-    for i, choose in enumerate(chooses):
-        rank = choose(squares[i].sqrt()) if good[i] else 0
-        found.append(rank if good[i] and trusted(squares[i], doubt[i], rank, squares.dtype) else None)
-    return found

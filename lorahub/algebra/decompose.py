@@ -120,10 +120,11 @@ def _from_small(
     root = _root(gram_up, gram_down)
     if root is None:
         return None
-    squares, rows, columns, doubt = triplets(gram_up, gram_down, root, dtype)
+    squares, vectors = eigen(gram_down, root)
     sigma = squares**0.5
     kept = choose(_tensor(sigma))
-    if not trusted(squares, doubt, kept, dtype):
+    rows, columns, doubt, overall = triplets(gram_up, gram_down, root, squares, vectors[:, :kept], dtype)
+    if not trusted(squares, doubt, overall, kept, dtype):
         return None
     up_mix, down_mix = mixes(rows, columns, scales, sigma, kept)
     return _tensor(sigma), kept, _tensor(up_mix), _tensor(down_mix)
@@ -141,18 +142,31 @@ def _root(gram_up: Array, gram_down: Array) -> Array | None:
     return None
 
 
-def triplets(gram_up: Array, gram_down: Array, root: Array, dtype: torch.dtype) -> tuple[Array, Array, Array, Array]:
-    """(σ² descending [..., R], X U and G_A X U [..., R, R], how far off each σ² may be) from s G_B s, G_A and X.
-
-    dtype: of the products that the Gram matrices come from.
-    """
+def eigen(gram_down: Array, root: Array) -> tuple[Array, Array]:
+    """(σ² descending [..., R], U [..., R, R]) of X^T G_A X."""
     library = _library(root)
     squares, vectors = library.linalg.eigh(root.mT @ gram_down @ root)
-    squares, vectors = library.flip(squares, (-1,)).clip(0), library.flip(vectors, (-1,))
+    return library.flip(squares, (-1,)).clip(0), library.flip(vectors, (-1,))
+
+
+def triplets(
+    gram_up: Array, gram_down: Array, root: Array, squares: Array, vectors: Array, dtype: torch.dtype
+) -> tuple[Array, Array, Array, Array]:
+    """(X U, G_A X U, how far off each σ² may be [..., k], and all R of them together [...]) for k leading vectors.
+
+    dtype: of the products that the Gram matrices come from. To first order: with x = X u, σ² = x^T G_A x, so entries of
+    G_A that are wrong by independent E_ij ~ sqrt(a_i a_j), a its diagonal, move σ² by x^T E x ~ Σ a_i x_i². From the other
+    side, with y = G_A x, σ² = y^T (s G_B s) y / σ². Over all R, X U U^T X^T = s G_B s, so either side sums to Σ a_i b_i.
+    """
     rows = root @ vectors
     columns = gram_down @ rows
-    doubt = _NOISE[dtype] * _sensitivity(gram_up, gram_down, rows, columns, squares)
-    return squares, rows, columns, doubt + _NOISE[torch.float64] * squares[..., :1]  # of eigh
+    known = squares[..., : vectors.shape[-1]]
+    own, other = _diagonal(gram_down), _diagonal(gram_up)
+    right = (own[..., None, :] @ (rows * rows))[..., 0, :]
+    left = (other[..., None, :] @ (columns * columns))[..., 0, :] / (known + (known == 0))
+    of_eigh = _NOISE[torch.float64] * squares[..., 0]
+    each = _NOISE[dtype] * (left + right) / 2 + of_eigh[..., None]
+    return rows, columns, each, _NOISE[dtype] * (own * other).sum(-1) + of_eigh * squares.shape[-1]
 
 
 def mixes(rows: Array, columns: Array, scales: Array, sigma: Array, kept: int) -> tuple[Array, Array]:
@@ -162,21 +176,8 @@ def mixes(rows: Array, columns: Array, scales: Array, sigma: Array, kept: int) -
     return up_mix, (rows[..., :kept] / sigma**0.5).mT
 
 
-def _sensitivity(gram_up: Array, gram_down: Array, rows: Array, columns: Array, squares: Array) -> Array:
-    """How much a relative error of the Gram matrices' entries moves each σ², to first order.
-
-    With x = X u (`rows`), σ² = x^T G_A x; entries that are wrong by independent E_ij ~ sqrt(g_i g_j), g the diagonal of
-    G_A, move it by x^T E x ~ Σ g_i x_i². From the other side, with y = G_A x (`columns`), σ² = y^T (s G_B s) y / σ².
-    """
-    library = _library(rows)
-    right = _diagonal_row(gram_down) @ (rows * rows)
-    left = (_diagonal_row(gram_up) @ (columns * columns))[..., 0, :] / (squares + (squares == 0))
-    return library.maximum(left * (squares > 0), right[..., 0, :])  # type: ignore[no-any-return]
-
-
-def _diagonal_row(matrix: Array) -> Array:
-    """[..., 1, R]"""
-    return _library(matrix).einsum("...ii->...i", matrix)[..., None, :]  # type: ignore[no-any-return]
+def _diagonal(matrix: Array) -> Array:
+    return _library(matrix).einsum("...ii->...i", matrix)  # type: ignore[no-any-return]
 
 
 def _library(array: Array) -> Any:
@@ -187,20 +188,22 @@ def _tensor(array: Array) -> Tensor:
     return array if isinstance(array, Tensor) else torch.from_numpy(array)
 
 
-def trusted(squares: Array, doubt: Array, kept: int, dtype: torch.dtype) -> bool:
-    """Whether σ² that are each off by `doubt` leave the kept triplets and the reported error good enough.
+def trusted(squares: Array, doubt: Array, overall: Array, kept: int, dtype: torch.dtype) -> bool:
+    """Whether σ² that are off by what `triplets` says leave the kept triplets and the reported error good enough.
 
     The inner product of singular vectors i and j is off by sqrt(doubt_i doubt_j) / (σ_i σ_j). So, of the large σ_i v_i,
     a share is projected away along a small v_j: `leak` is the squared length of all that, an error beyond the optimum.
     """
-    variances, doubts = (each.cpu().numpy() if isinstance(each, Tensor) else each for each in (squares, doubt))
+    variances, doubts = (np.asarray(each.cpu() if isinstance(each, Tensor) else each) for each in (squares, doubt))
+    large, doubts = variances[:kept], doubts[:kept]
     tail, whole = float(variances[kept:].sum()), float(variances.sum())
-    if not (doubts[:kept] < _TOLERATED_DRIFT * variances[:kept]).all():
+    if not (doubts < _TOLERATED_DRIFT * large).all():
         return False
-    leak = float(doubts[:kept].sum() * (doubts[:kept] / variances[:kept]).sum())
+    own = float(doubts.sum())
+    leak = own * float((doubts / large).sum())
     if leak > max(_TOLERATED_EXCESS * tail, _INVISIBLE[dtype] ** 2 * whole):
         return False
-    return math.hypot(*doubts[kept:].tolist()) <= _TOLERATED_TAIL * tail
+    return kept == len(variances) or float(overall) - own <= _TOLERATED_TAIL * tail
 
 
 def _from_qr(layer: LowRank, choose: Callable[[Tensor], int], device: str) -> Decomposition:
