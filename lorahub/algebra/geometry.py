@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import in_numpy, keep_freed_memory, one_thread
+from lorahub.algebra.machine import in_numpy, keep_freed_memory, one_thread, side_by_side
 from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
@@ -109,8 +109,8 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
                 "adapters of different bases live in different spaces"
             )
     names = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers))
-    result: dict[str, Tensor] = {}
-    for name in names:
+
+    def work(name: str) -> Tensor:
         present = [index for index, adapter in enumerate(adapters) if name in adapter.layers]
         shapes = {adapters[index].layers[name].matrix_shape for index in present}
         if len(shapes) > 1:
@@ -119,11 +119,13 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
             known = layer_gram([adapters[index].layers[name] for index in present], device)
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
-        result[name] = known
-        if len(present) < len(adapters):
-            result[name] = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
-            result[name][torch.tensor(present)[:, None], torch.tensor(present)] = known
-    return result
+        if len(present) == len(adapters):
+            return known
+        result = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+        result[torch.tensor(present)[:, None], torch.tensor(present)] = known
+        return result
+
+    return dict(zip(names, side_by_side(work, names) if device == "cpu" else map(work, names), strict=True))
 
 
 def _offset_gram(adapters: Sequence[Adapter]) -> Tensor:

@@ -1,18 +1,27 @@
 """How the arithmetic uses the processor and the memory of the machine.
 
-The rule: torch has its own pool of threads, and a second one beside it slows both down several times, so a product that
-NumPy does better runs on the thread that asks. One thread also adds in one order: the same input gives the same bits.
+The rule: a layer is one thread's work, in torch and in NumPy alike, and layers go side by side. A product that is shared
+among threads makes them wait for each other, several times as long where another program wants a core too; two pools of
+threads do so to one another. One thread also adds in one order: the same input gives the same bits.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from threadpoolctl import LibController, ThreadpoolController
+
+MOST_THREADS = 8
+"""Layers at once: each takes memory, and what Python does for them goes on one at a time."""
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @cache
@@ -42,6 +51,30 @@ def in_numpy() -> Iterator[None]:
     """For arithmetic in NumPy: on one thread, and Inf and NaN make no warnings, because callers look for them."""
     with one_thread(), np.errstate(over="ignore", invalid="ignore"):
         yield
+
+
+def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """work(item) of every item, in order, without gradients, on as many threads as torch may use (at most MOST_THREADS).
+
+    At most twice as many results as threads wait to be taken. What `work` raises is raised in the item's turn.
+    """
+    allowed = torch.get_num_threads()
+    threads = min(allowed, MOST_THREADS)
+    if threads == 1:
+        yield from map(torch.no_grad()(work), items)
+        return
+    torch.set_num_threads(1)  # threads that start now take it over
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future[_Result]]()
+    try:
+        for item in items:
+            waiting.append(pool.submit(torch.no_grad()(work), item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(allowed)
 
 
 @cache
