@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorahub.algebra.batched import Factored, batches
-from lorahub.algebra.decompose import naming, triplets, trusted
+from lorahub.algebra.decompose import eigen, naming, triplets, trusted
 from lorahub.algebra.geometry import layer_gram
 from lorahub.algebra.lowrank import LowRank
 from lorahub.merge.alike import (
@@ -204,13 +204,18 @@ def _leading(names: Iterable[str], ups: Tensor, basis: Tensor, rows: Tensor, cho
     """
     one = torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device).expand(len(rows), -1, -1)
     for dtype in (rows.dtype, torch.float64) if rows.device.type == "cpu" else (torch.float64,):
-        squares, vectors, _, doubts = triplets(one, gram_of(rows.mT, dtype), one, dtype)
+        gram = gram_of(rows.mT, dtype)
+        squares, vectors = eigen(gram, one)
         sigma = [each[: content(each)] for each in squares.cpu().sqrt()]
         ranks = [min(chooser(name)(each), len(each)) for name, each in zip(names, sigma, strict=True)]
-        if dtype == torch.float64 or all(map(trusted, squares, doubts, ranks, [dtype] * len(ranks))):
+        kept = vectors[..., : max(ranks)]
+        if dtype == torch.float64:
+            break
+        doubts = triplets(one, gram, one, squares, kept, dtype)[2:]
+        if all(map(trusted, squares, *doubts, ranks, [dtype] * len(ranks))):
             break
     balance = squares[:, None, : max(ranks)] ** 0.25
-    up_mix, down_mix = basis @ (vectors[..., : max(ranks)] * balance), (vectors[..., : max(ranks)] / balance).mT
+    up_mix, down_mix = basis @ (kept * balance), (kept / balance).mT
     return _taken(names, sigma, ranks, ups @ up_mix.to(ups.dtype), down_mix.to(rows.dtype) @ rows)
 
 
