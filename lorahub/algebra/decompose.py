@@ -194,14 +194,14 @@ def trusted(squares: Array, doubt: Array, overall: Array, kept: int, dtype: torc
     The inner product of singular vectors i and j is off by sqrt(doubt_i doubt_j) / (σ_i σ_j). So, of the large σ_i v_i,
     a share is projected away along a small v_j: `leak` is the squared length of all that, an error beyond the optimum.
     """
-    variances, doubts = (np.asarray(each.cpu() if isinstance(each, Tensor) else each) for each in (squares, doubt))
+    variances, doubts = (each.cpu().numpy() if isinstance(each, Tensor) else each for each in (squares, doubt))
     large, doubts = variances[:kept], doubts[:kept]
-    tail, whole = float(variances[kept:].sum()), float(variances.sum())
     if not (doubts < _TOLERATED_DRIFT * large).all():
         return False
+    known, tail = float(large.sum()), float(variances[kept:].sum())
     own = float(doubts.sum())
     leak = own * float((doubts / large).sum())
-    if leak > max(_TOLERATED_EXCESS * tail, _INVISIBLE[dtype] ** 2 * whole):
+    if leak > max(_TOLERATED_EXCESS * tail, _INVISIBLE[dtype] ** 2 * (known + tail)):
         return False
     return kept == len(variances) or float(overall) - own <= _TOLERATED_TAIL * tail
 

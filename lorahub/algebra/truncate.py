@@ -164,9 +164,9 @@ def _first(sigma: Tensor) -> int:
 
 
 def _stored(layer: LowRank, found: Factored, dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
-    rank, squares = found.up.shape[1], found.sigma.square()
+    rank, sigma = found.up.shape[1], found.sigma.numpy()
     kept, rounding = rounded(found.up, found.down, found.sigma[:rank], layer.shape, dtype)
-    norm, error = float(squares.sum().sqrt()), float(squares[rank:].sum().sqrt())
+    norm, error = math.sqrt(sigma @ sigma), math.sqrt(sigma[rank:] @ sigma[rank:])
     return kept, LayerReport(layer.rank, rank, norm, error, rounding)
 
 
