@@ -142,15 +142,15 @@ def _root(gram_up: Array, gram_down: Array) -> Array | None:
     return None
 
 
-def eigen(gram_down: Array, root: Array) -> tuple[Array, Array]:
-    """(σ² descending [..., R], U [..., R, R]) of X^T G_A X."""
-    library = _library(root)
-    squares, vectors = library.linalg.eigh(root.mT @ gram_down @ root)
+def eigen(gram_down: Array, root: Array | None = None) -> tuple[Array, Array]:
+    """(σ² descending [..., R], U [..., R, R]) of X^T G_A X; without X, of G_A."""
+    library = _library(gram_down)
+    squares, vectors = library.linalg.eigh(gram_down if root is None else root.mT @ gram_down @ root)
     return library.flip(squares, (-1,)).clip(0), library.flip(vectors, (-1,))
 
 
 def triplets(
-    gram_up: Array, gram_down: Array, root: Array, squares: Array, vectors: Array, dtype: torch.dtype
+    gram_up: Array, gram_down: Array, root: Array | None, squares: Array, vectors: Array, dtype: torch.dtype
 ) -> tuple[Array, Array, Array, Array]:
     """(X U, G_A X U, how far off each σ² may be [..., k], and all R of them together [...]) for k leading vectors.
 
@@ -158,7 +158,7 @@ def triplets(
     G_A that are wrong by independent E_ij ~ sqrt(a_i a_j), a its diagonal, move σ² by x^T E x ~ Σ a_i x_i². From the other
     side, with y = G_A x, σ² = y^T (s G_B s) y / σ². Over all R, X U U^T X^T = s G_B s, so either side sums to Σ a_i b_i.
     """
-    rows = root @ vectors
+    rows = vectors if root is None else root @ vectors
     columns = gram_down @ rows
     known = squares[..., : vectors.shape[-1]]
     own, other = _diagonal(gram_down), _diagonal(gram_up)

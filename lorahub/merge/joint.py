@@ -192,8 +192,11 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
 
 def _root(gram: Tensor) -> Tensor:
     """X with X X^T = gram, which may be singular."""
-    values, vectors = torch.linalg.eigh(gram)
-    root: Tensor = vectors * values.clamp_min(0).sqrt()[:, None]
+    found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(gram)
+    root, failed = found
+    if bool(failed.any()):
+        values, vectors = torch.linalg.eigh(gram)
+        root = vectors * values.clamp_min(0).sqrt()[:, None]
     return root
 
 
@@ -205,13 +208,13 @@ def _leading(names: Iterable[str], ups: Tensor, basis: Tensor, rows: Tensor, cho
     one = torch.eye(rows.shape[1], dtype=torch.float64, device=rows.device).expand(len(rows), -1, -1)
     for dtype in (rows.dtype, torch.float64) if rows.device.type == "cpu" else (torch.float64,):
         gram = gram_of(rows.mT, dtype)
-        squares, vectors = eigen(gram, one)
+        squares, vectors = eigen(gram)
         sigma = [each[: content(each)] for each in squares.cpu().sqrt()]
         ranks = [min(chooser(name)(each), len(each)) for name, each in zip(names, sigma, strict=True)]
         kept = vectors[..., : max(ranks)]
         if dtype == torch.float64:
             break
-        doubts = triplets(one, gram, one, squares, kept, dtype)[2:]
+        doubts = triplets(one, gram, None, squares, kept, dtype)[2:]
         if all(map(trusted, squares, *doubts, ranks, [dtype] * len(ranks))):
             break
     balance = squares[:, None, : max(ranks)] ** 0.25

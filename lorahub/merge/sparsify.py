@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorahub.merge.alike import Pair
 from lorahub.merge.methods import Method, Value
-from lorahub.merge.selection import kth_magnitude, kth_magnitudes
+from lorahub.merge.selection import kth_magnitude, kth_magnitudes, kth_of
 
 Sparsifier = Callable[[Tensor], None]
 """Takes the blocks of rows [layers, rows, n] of the matrices in order, and changes them in place."""
@@ -26,6 +26,8 @@ _BLOCK = 1 << 17
 """Numbers in a block on the CPU: a few of them fit into the second-level cache."""
 _FEWEST_ROWS = 64
 """Rows in a block of a wide matrix: products of fewer are slow."""
+_AT_ONCE = 1 << 22
+"""Numbers among which a threshold is simply picked; to pass over more of them in blocks is quicker."""
 _SAMPLED = 512
 """Rows and columns of the sample from which thresholds are bracketed."""
 _THINNED = 7
@@ -80,6 +82,8 @@ def _kth(pair: Pair, k: int) -> list[float]:
 
 
 def _kth_in_blocks(pair: Pair, total: int, k: int) -> float:
+    if total <= _AT_ONCE:
+        return kth_of(torch.cat([block.abs().flatten() for block in blocks(pair)]), k)
     (up,), (down,) = pair
     sample = (_spread(up) @ _spread(down.T).T).flatten()[::_THINNED]
     return kth_magnitude(lambda: (block.abs_() for block in blocks(pair)), total, k, sample)

@@ -126,7 +126,9 @@ def test_thresholds_are_exact_whatever_the_sample(make: Callable[[int], Tensor],
     assert found == float(np.sort(values.numpy())[-k])
 
 
-def test_thresholds_of_a_large_layer_are_exact() -> None:
+@pytest.mark.parametrize("at_once", [0, 1 << 22])
+def test_thresholds_of_a_large_layer_are_exact(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparsify, "_AT_ONCE", at_once)
     pair = (torch.randn(1, 900, 8, generator=generator(1)), torch.randn(1, 8, 1100, generator=generator(2)))
     whole = (
         torch.cat([block.clone() for block in sparsify.blocks(pair)], 1).abs().flatten().sort(descending=True).values
