@@ -19,6 +19,7 @@ from lorahub.algebra.batched import BATCH_BYTES, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.dense import Leading, known_rank, leading, leading_all, singular_values
 from lorahub.algebra.lowrank import LowRank
+from lorahub.algebra.machine import Shelf
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Recipe, Source, Step, Sum
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -70,12 +71,12 @@ def extract(
     lost["embeddings"] = _total(gap for name in pair.embeddings if (gap := pair.difference(name)) is not None)
     chooser, recipe, text = _chooser(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
     report: dict[str, LayerReport] = {}
-    done = 0
+    shelf, done = Shelf(), 0
     for names in pair.together(chooser):
         gaps = {name: gap for name in names if (gap := pair.difference(name)) is not None}
         for name, found in zip(gaps, _leading(gaps, chooser(names[0])), strict=True):
             with naming(name):
-                changed[name], report[name] = _reduced(found, pair.shape(name), dtype)
+                changed[name], report[name] = _reduced(found, pair.shape(name), dtype, shelf)
         done += len(names)
         if progress:
             progress(done, len(pair.layers))
@@ -236,8 +237,8 @@ def _leading(gaps: Mapping[str, Tensor], choose: Choose) -> list[Leading]:
     return leading_all(torch.stack([*gaps.values()]), choose)
 
 
-def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
-    layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype)
+def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype, shelf: Shelf) -> tuple[LowRank, LayerReport]:
+    layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype, shelf)
     full = min(len(found.up), found.down.shape[1])
     return layer, LayerReport(full, len(found.sigma), found.norm, found.error, rounding)
 
