@@ -1,15 +1,16 @@
 """Two base models on disk become one adapter: tuned - base, layer by layer, reduced to low rank.
 
-The rule: one layer of each checkpoint is in memory at a time, or on a GPU a bounded batch of one shape. What an adapter
-cannot carry, or only one side has, is counted and said, never lost in silence.
+The rule: as many layers are in memory at a time as take the room of the largest, or on a GPU a bounded batch of one shape.
+What an adapter cannot carry, or only one side has, is counted and said, never lost in silence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lorahub.algebra.batched import BATCH_BYTES, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.dense import Leading, known_rank, leading, leading_all, singular_values
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import Shelf
+from lorahub.algebra.machine import Shelf, side_by_side
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Recipe, Source, Step, Sum
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -27,6 +28,7 @@ from lorahub.checkpoints import Checkpoint, Stored, open_checkpoint
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
 
 Choose = Callable[[Tensor], int]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +74,8 @@ def extract(
     chooser, recipe, text = _chooser(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
     report: dict[str, LayerReport] = {}
     shelf, done = Shelf(), 0
-    for names in pair.together(chooser):
-        gaps = {name: gap for name in names if (gap := pair.difference(name)) is not None}
-        for name, found in zip(gaps, _leading(gaps, chooser(names[0])), strict=True):
+    for names, leadings in pair.each(pair.together(chooser), lambda gaps: _leading(gaps, chooser)):
+        for name, found in leadings.items():
             with naming(name):
                 changed[name], report[name] = _reduced(found, pair.shape(name), dtype, shelf)
         done += len(names)
@@ -145,6 +146,28 @@ class _Pair:
 
         yield from batches(self.layers, kind, size, 0 if self.device == "cpu" else BATCH_BYTES)
 
+    def each(
+        self, groups: Iterable[list[str]], work: Callable[[dict[str, Tensor]], _Result]
+    ) -> Iterator[tuple[list[str], _Result]]:
+        """(names, work(their differences)) of every group; on the CPU as many at once as take the room of the largest.
+
+        Differences that are none are left out.
+        """
+        differences = (
+            (names, {name: gap for name in names if (gap := self.difference(name)) is not None}) for names in groups
+        )
+
+        def size(item: tuple[list[str], dict[str, Tensor]]) -> int:
+            return sum(gap.numel() for gap in item[1].values())
+
+        def both(item: tuple[list[str], dict[str, Tensor]]) -> tuple[list[str], _Result]:
+            return item[0], work(item[1])
+
+        if self.device != "cpu":
+            return map(both, differences)
+        largest = max(math.prod(self.shape(name)) for name in self.layers)
+        return side_by_side(both, differences, size, largest)
+
     def difference(self, name: str) -> Tensor | None:
         """tuned - base in float32, with weights as matrices [out, in * kernel]; None where there is none.
 
@@ -206,10 +229,9 @@ def _chooser(
 
     spectra: dict[str, Tensor] = {}
     if not isinstance(rule, RankRule) or rule.overall is not None:
-        for done, name in enumerate(pair.layers, 1):
-            gap = pair.difference(name)
-            if gap is not None:
-                spectra[name] = singular_values(gap)
+        singly = ([name] for name in pair.layers)
+        for done, (_, found) in enumerate(pair.each(singly, _singular_values), 1):
+            spectra |= found
             if progress:
                 progress(done, len(pair.layers))
     if not isinstance(rule, RankRule):
@@ -230,11 +252,16 @@ def _source(checkpoint: Checkpoint) -> Source:
     )
 
 
-def _leading(gaps: Mapping[str, Tensor], choose: Choose) -> list[Leading]:
-    """The decompositions of differences of one shape; a single one is not copied."""
+def _leading(gaps: Mapping[str, Tensor], chooser: Callable[[str], Choose]) -> dict[str, Leading]:
+    """The decompositions of differences of one shape and rule; a single one is not copied."""
     if len(gaps) < 2:
-        return [leading(gap, choose) for gap in gaps.values()]
-    return leading_all(torch.stack([*gaps.values()]), choose)
+        return {name: leading(gap, chooser(name)) for name, gap in gaps.items()}
+    found = leading_all(torch.stack([*gaps.values()]), chooser(next(iter(gaps))))
+    return dict(zip(gaps, found, strict=True))
+
+
+def _singular_values(gaps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: singular_values(gap) for name, gap in gaps.items()}
 
 
 def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype, shelf: Shelf) -> tuple[LowRank, LayerReport]:

@@ -83,9 +83,14 @@ class _Function(TorchFunctionMode):
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[str]:
-    """The name of the second device, while it exists."""
-    with torch.no_grad(), _Function(), _Dispatch():
-        yield ELSEWHERE
+    """The name of the second device, while it exists. It adds in the order of one thread, as the CPU does in a layer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad(), _Function(), _Dispatch():
+            yield ELSEWHERE
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -262,6 +262,25 @@ def test_registered_with_both_as_parents(
     assert "base" in lineage
 
 
+@pytest.mark.parametrize("rule", [lh.fixed(8), lh.energy(0.5)], ids=str)
+def test_bits_do_not_depend_on_the_number_of_threads(tmp_path: Path, rule: lh.RankRule) -> None:
+    random = torch.Generator().manual_seed(0)
+    one, other = (
+        {f"blocks.{i}.to_q.weight": torch.randn(400 + 100 * i, 500, generator=random).half() for i in range(4)}
+        for _ in range(2)
+    )
+    paths = model(tmp_path / "one.safetensors", one), model(tmp_path / "other.safetensors", other)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        made = lh.extract(*paths, rule)
+        found.append([each for layer in made.layers.values() for each in (layer.up, layer.down)])
+    torch.set_num_threads(before)
+    assert len(found[0]) == 8
+    for each in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(each, found[0], strict=True))
+
+
 MEMORY = """
 import re, sys
 from pathlib import Path

@@ -8,6 +8,7 @@ threads do so to one another. One thread also adds in one order: the same input 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,9 +55,15 @@ def in_numpy() -> Iterator[None]:
         yield
 
 
-def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def side_by_side(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    size: Callable[[_Item], float] = lambda item: 0,
+    room: float = math.inf,
+) -> Iterator[_Result]:
     """work(item) of every item, in order, without gradients, on as many threads as torch may use (at most MOST_THREADS).
 
+    size: what an item takes up; items are only fetched and worked on together while theirs add up to at most `room`.
     At most twice as many results as threads wait to be taken. What `work` raises is raised in the item's turn.
     """
     allowed = torch.get_num_threads()
@@ -65,14 +72,18 @@ def side_by_side(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
         yield from map(torch.no_grad()(work), items)
         return
     torch.set_num_threads(1)  # threads that start now take it over
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future[_Result]]()
+    pool, waiting, taken = ThreadPoolExecutor(threads), deque[tuple[Future[_Result], float]](), 0.0
     try:
         for item in items:
-            waiting.append(pool.submit(torch.no_grad()(work), item))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
+            own = size(item)
+            while waiting and (len(waiting) > 2 * threads or taken + own > room):
+                oldest, freed = waiting.popleft()
+                yield oldest.result()
+                taken -= freed
+            waiting.append((pool.submit(torch.no_grad()(work), item), own))
+            taken += own
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(allowed)

@@ -1,12 +1,13 @@
 """Merging adapters with a method of the table, each layer stored as balanced factors with its error.
 
-One layer at a time on the CPU; on a device those that are alike (one shape, the same adapters of the same ranks) together,
-in batches. The rule: nothing larger than one layer's dense ΔW, or one batch, and the output is ever held.
+A layer on each core of the CPU; on a device those that are alike (one shape, the same adapters of the same ranks) together,
+in batches. The rule: no more dense ΔW than the largest layer's, or one batch, and the output is ever held.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.batched import BATCH_BYTES, Factored, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import Shelf, one_thread
+from lorahub.algebra.machine import Shelf, one_thread, side_by_side
 from lorahub.algebra.ranks import RankRule, fixed
 from lorahub.algebra.recipe import Step
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -112,9 +113,17 @@ class _Work:
 
         # On a core of a CPU a batch gains nothing: small operations start at once, and large ones leave its cache.
         limit = 0 if self.device == "cpu" else BATCH_BYTES
-        for together in batches(present, kind, lambda name: self._bytes(present[name]), limit):
+        groups = list(batches(present, kind, lambda name: self._bytes(present[name]), limit))
+
+        def work(together: list[str]) -> dict[str, Reduced]:
             some = {name: present[name] for name in together}
-            found = self._reduced(some, chooser) if some[together[0]] else {}
+            return self._reduced(some, chooser) if some[together[0]] else {}
+
+        def size(together: list[str]) -> int:
+            return math.prod(_matrix_shape(present[together[0]])) if self.method.dense else 0
+
+        each = side_by_side(work, groups, size, max(map(size, groups), default=0)) if limit == 0 else map(work, groups)
+        for together, found in zip(groups, each, strict=True):
             yield from ((name, found.get(name)) for name in together)
 
     def _present(self, name: str) -> dict[int, LowRank]:
@@ -127,7 +136,7 @@ class _Work:
     def _bytes(self, present: Mapping[int, LowRank]) -> int:
         """Of one layer in a batch: thin and small matrices in float64, and those as large as what is merged."""
         rank = sum(layer.rank for layer in present.values())
-        rows, columns = next((layer.matrix_shape for layer in present.values()), (0, 0))
+        rows, columns = _matrix_shape(present)
         thin = 8 * (4 * rank * (rows + columns) + 12 * rank**2)
         merged_rows = rows if self.method.dense else rank if self.method.joint else 0
         # All adapters, the result and two more; and what a sparsifier makes on its way: sorting takes most.
@@ -169,6 +178,10 @@ class _Work:
             found = joint.slerp({name: rows}, self.weights, lambda name: content, False, "cpu")[name]
             return (found.up @ found.down)[0].float()
         return torch.stack([self.weights[i] * offset for i, offset in present.items()]).sum(0)
+
+
+def _matrix_shape(present: Mapping[int, LowRank]) -> tuple[int, int]:
+    return next((layer.matrix_shape for layer in present.values()), (0, 0))
 
 
 def _sigma(reduced: Reduced | None) -> Tensor:

@@ -249,7 +249,7 @@ def _file_sha256(path: Path) -> str:
 
 def _versions(document: Json) -> str:
     made, now = str(document.get("tool", "an unknown version")), f"lorahub {tool_version()}"
-    same = "the same version; another processor, torch or number of threads may round differently"
+    same = "the same version; another processor or torch may round differently"
     return f"made by {made}, now {now}" if made != now else f"{now}: {same}"
 
 

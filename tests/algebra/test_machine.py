@@ -120,3 +120,19 @@ def test_what_is_put_on_a_shelf_stays_and_is_a_tensor_like_others(dtype: torch.d
             kept.untyped_storage().nbytes() == kept.nbytes
         )  # else safetensors and torch.save refuse, or save too much
     save_file({str(i): kept for i, kept in enumerate(put)}, tmp_path / "put.safetensors")
+
+
+def test_only_so_much_is_under_way_at_once(threads: int) -> None:
+    fetched: list[int] = []
+
+    def items() -> Iterator[int]:
+        for size in (3, 3, 4, 10, 1, 12, 2, 2):
+            fetched.append(size)
+            yield size
+
+    results = side_by_side(lambda size: size, items(), lambda size: size, 10)
+    for done, size in enumerate(results, 1):
+        assert size == fetched[done - 1]
+        not_yet_taken = fetched[done:-1]  # the last that was fetched waits for room
+        assert sum(not_yet_taken) <= 10
+    assert len(fetched) == 8
