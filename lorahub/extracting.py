@@ -20,7 +20,7 @@ from lorahub.algebra.batched import BATCH_BYTES, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.dense import Leading, known_rank, leading, leading_all, singular_values
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import Shelf, side_by_side
+from lorahub.algebra.machine import side_by_side
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Recipe, Source, Step, Sum
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -73,11 +73,11 @@ def extract(
     lost["embeddings"] = _total(gap for name in pair.embeddings if (gap := pair.difference(name)) is not None)
     chooser, recipe, text = _chooser(pair, rule, kept, {"only": sorted(only), "offsets": offsets}, progress)
     report: dict[str, LayerReport] = {}
-    shelf, done = Shelf(), 0
+    done = 0
     for names, leadings in pair.each(pair.together(chooser), lambda gaps: _leading(gaps, chooser)):
         for name, found in leadings.items():
             with naming(name):
-                changed[name], report[name] = _reduced(found, pair.shape(name), dtype, shelf)
+                changed[name], report[name] = _reduced(found, pair.shape(name), dtype)
         done += len(names)
         if progress:
             progress(done, len(pair.layers))
@@ -264,8 +264,8 @@ def _singular_values(gaps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: singular_values(gap) for name, gap in gaps.items()}
 
 
-def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype, shelf: Shelf) -> tuple[LowRank, LayerReport]:
-    layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype, shelf)
+def _reduced(found: Leading, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
+    layer, rounding = rounded(found.up.contiguous(), found.down.contiguous(), found.sigma, shape, dtype)
     full = min(len(found.up), found.down.shape[1])
     return layer, LayerReport(full, len(found.sigma), found.norm, found.error, rounding)
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from threadpoolctl import LibController, ThreadpoolController
-from torch import Tensor
 
 MOST_THREADS = 8
 """Layers at once: each takes memory, and what Python does for them goes on one at a time."""
@@ -97,26 +96,3 @@ def keep_freed_memory() -> None:
     M_MMAP_THRESHOLD). The block is never written to, so it takes no memory; other C libraries do nothing special.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-class Shelf:
-    """Memory for results that stay, apart from what comes and goes.
-
-    Small results would fill the gaps that large ones leave, and the next large one finds none: memory would grow by more
-    than what is kept. From its size on the C library maps every piece on its own (mallopt(3), M_MMAP_THRESHOLD).
-    """
-
-    SIZE = 2**25
-
-    def __init__(self) -> None:
-        self._free = memoryview(b"")
-
-    def put(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy of the tensor on the CPU, in `dtype`, contiguous, with a storage of its own."""
-        size = tensor.numel() * dtype.itemsize
-        if not size:
-            return torch.empty(tensor.shape, dtype=dtype)
-        if size > len(self._free):
-            self._free = memoryview(torch.empty(max(size, self.SIZE), dtype=torch.uint8).numpy())  # type: ignore[arg-type]
-        place, self._free = self._free[:size], self._free[-(-size // 64) * 64 :]
-        return torch.frombuffer(place, dtype=dtype).view(tensor.shape).copy_(tensor)

@@ -17,7 +17,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.batched import Factored, alone, decompose_all
 from lorahub.algebra.decompose import decompose, naming
 from lorahub.algebra.lowrank import Block, LowRank
-from lorahub.algebra.machine import Shelf, keep_freed_memory, one_thread, side_by_side
+from lorahub.algebra.machine import keep_freed_memory, one_thread, side_by_side
 from lorahub.algebra.ranks import RankRule
 from lorahub.algebra.recipe import Step
 from lorahub.errors import VerificationError
@@ -171,15 +171,14 @@ def _stored(layer: LowRank, found: Factored, dtype: torch.dtype) -> tuple[LowRan
 
 
 def rounded(
-    up: Tensor, down: Tensor, sigma: Tensor, shape: tuple[int, ...], dtype: torch.dtype, shelf: Shelf | None = None
+    up: Tensor, down: Tensor, sigma: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[LowRank, float]:
-    """up @ down as one block in `dtype`, on the CPU (and on the shelf), and the norm of what rounding changed.
+    """up @ down as one block in `dtype`, on the CPU, and the norm of what rounding changed.
 
     up [out, rank], down [rank, in]: balanced, each carries the square root of `sigma` [rank].
     Raises VerificationError when a factor overflows `dtype`.
     """
-    cast = shelf.put if shelf and up.device.type == "cpu" else Tensor.to
-    new_up, new_down = cast(up, dtype), cast(down, dtype)
+    new_up, new_down = up.to(dtype), down.to(dtype)
     # Columns are orthogonal and share σ evenly, so ‖ΔU V‖² = Σ_j σ_j ‖Δu_j‖², and likewise for V.
     change = _change(new_up, up, 0) + _change(new_down, down, 1)
     rounding = math.sqrt(float(sigma.to(change.device) @ change.double()))

@@ -19,7 +19,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.batched import BATCH_BYTES, Factored, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import Shelf, one_thread, side_by_side
+from lorahub.algebra.machine import one_thread, side_by_side
 from lorahub.algebra.ranks import RankRule, fixed
 from lorahub.algebra.recipe import Step
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -74,10 +74,9 @@ def merge(
     chooser = choosers(keeping, shapes, spectra.__getitem__)
     made: dict[str, LowRank] = {}
     report: dict[str, LayerReport] = {}
-    shelf = Shelf()
     for done, (name, reduced) in enumerate(work.layers(union.layers, chooser), 1):
         with naming(name):
-            made[name], report[name] = _stored(reduced, union.layers[name].shape, dtype, shelf)
+            made[name], report[name] = _stored(reduced, union.layers[name].shape, dtype)
         if progress:
             progress(done, len(union.layers))
     layers = {name: made[name] for name in union.layers if made[name].rank}
@@ -194,13 +193,11 @@ def _of_all(found: Factored) -> Reduced:
     return Reduced(found, float(squares.sum().sqrt()), float(squares[found.up.shape[1] :].sum().sqrt()))
 
 
-def _stored(
-    reduced: Reduced | None, shape: tuple[int, ...], dtype: torch.dtype, shelf: Shelf
-) -> tuple[LowRank, LayerReport]:
+def _stored(reduced: Reduced | None, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[LowRank, LayerReport]:
     """The triplets kept as one block of balanced factors in `dtype`, and what that cost."""
     if reduced is None:
         return LowRank(shape, ()), LayerReport(0, 0, 0.0, 0.0, 0.0)
     found = reduced.found
     rank = found.up.shape[1]
-    layer, rounding = rounded(found.up, found.down, found.sigma[:rank], shape, dtype, shelf)
+    layer, rounding = rounded(found.up, found.down, found.sigma[:rank], shape, dtype)
     return layer, LayerReport(len(found.sigma), rank, reduced.norm, reduced.error, rounding)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from threadpoolctl import ThreadpoolController
 
 import lorahub as lh
 from lorahub.algebra.geometry import square
-from lorahub.algebra.machine import Shelf, one_thread, side_by_side
+from lorahub.algebra.machine import one_thread, side_by_side
 from lorahub.algebra.recipe import Source
 
 
@@ -105,21 +103,6 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     for norm, tensors in found[1:]:
         assert norm == found[0][0]
         assert all(torch.equal(*pair) for pair in zip(tensors, found[0][1], strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_what_is_put_on_a_shelf_stays_and_is_a_tensor_like_others(dtype: torch.dtype, tmp_path: Path) -> None:
-    random, shelf = torch.Generator().manual_seed(0), Shelf()
-    shelf.SIZE = 10_000  # a few to each piece
-    given = [torch.randn(rows, 30, generator=random) for rows in (40, 0, 7, 1, 90, 400, 40, 40)]
-    put = [shelf.put(tensor.T, dtype) for tensor in given]
-    for tensor, kept in zip(given, put, strict=True):
-        assert kept.is_contiguous()
-        assert torch.equal(kept, tensor.T.to(dtype))
-        assert (
-            kept.untyped_storage().nbytes() == kept.nbytes
-        )  # else safetensors and torch.save refuse, or save too much
-    save_file({str(i): kept for i, kept in enumerate(put)}, tmp_path / "put.safetensors")
 
 
 def test_only_so_much_is_under_way_at_once(threads: int) -> None:
