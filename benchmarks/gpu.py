@@ -25,6 +25,7 @@ from lorahub.algebra.recipe import Source
 from lorahub.bases.configs import RECIPES
 from lorahub.distill import Batch, Conditioning, Settings, distill
 from lorahub.distill.settings import TARGETS
+from lorahub.merge import merge
 from lorahub.quiet import quiet
 
 SDXL: Mapping[str, Any] = {
@@ -141,7 +142,7 @@ class Clock:
 
 
 def algebra(size: Size) -> Iterator[Row]:
-    """The combination of two adapters brought back to the rank of one."""
+    """Two adapters added, or merged by methods that form ΔW and that do not, and brought back to the rank of one."""
     pipe = pipeline(size, size.dtypes[0])
     one, other = (adapter(pipe.unet, size.rank, seed) for seed in (1, 2))
     clock = Clock(size.device)
@@ -149,6 +150,10 @@ def algebra(size: Size) -> Iterator[Row]:
         with clock():
             lh.truncate(0.8 * one + 1.0 * other, lh.fixed(size.rank), device=size.device)
         yield Row(f"two adapters of rank {size.rank} to one, {what}", "float32", clock.seconds, "sum", clock.peak)
+    for method in ("ties", "knots_ties", "tsv"):
+        with clock():
+            merge([one, other], [0.8, 1.0], method, {}, lh.fixed(size.rank), device=size.device)
+        yield Row(f"the same merged by {method}", "float32", clock.seconds, "merge", clock.peak)
 
 
 @torch.no_grad()
