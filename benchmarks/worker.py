@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import lorahub as lh
-from benchmarks.measure import AnonymousMemory, Stages, one_thread, peak_resident
+from benchmarks.measure import AnonymousMemory, Stages, one_thread
 
 
 def main(out: str, rank: str, watch: str, *files: str) -> None:
@@ -45,21 +45,18 @@ def main(out: str, rank: str, watch: str, *files: str) -> None:
                 "wall": stage.wall,
                 "output": saved.size,
                 "anonymous": memory.peak - memory.start if memory else 0,
-                "resident": peak_resident(),
             }
         )
     )
 
 
 def run(out: Path, rank: int, *files: Path, repeat: int = 3) -> dict[str, Any]:
-    """The fastest of `repeat` runs, each in its own process; `totals` holds the times of all.
+    """The fastest of `repeat` runs, each in its own process.
 
     `anonymous` is the peak of one more, whose memory is watched, which takes time of its own.
     """
-    results = [_once(out, rank, False, files) for _ in range(repeat)]
-    best = min(results, key=lambda result: result["total"])
-    watched = _once(out, rank, True, files)
-    return best | {"totals": sorted(result["total"] for result in results), "anonymous": watched["anonymous"]}
+    best = min((_once(out, rank, False, files) for _ in range(repeat)), key=lambda result: result["total"])
+    return best | {"anonymous": _once(out, rank, True, files)["anonymous"]}
 
 
 def _once(out: Path, rank: int, watch: bool, files: Sequence[Path]) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
         result[torch.tensor(present)[:, None], torch.tensor(present)] = known
         return result
 
-    return dict(zip(names, side_by_side(work, names) if device == "cpu" else map(work, names), strict=True))
+    return dict(
+        zip(names, side_by_side(work, names) if torch.device(device).type == "cpu" else map(work, names), strict=True)
+    )
 
 
 def _offset_gram(adapters: Sequence[Adapter]) -> Tensor:

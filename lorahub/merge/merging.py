@@ -111,7 +111,8 @@ class _Work:
             return tuple((i, layer.rank, layer.matrix_shape) for i, layer in present[name].items())
 
         # On a core of a CPU a batch gains nothing: small operations start at once, and large ones leave its cache.
-        limit = 0 if self.device == "cpu" else BATCH_BYTES
+        on_cpu = self.device == "cpu"
+        limit = 0 if on_cpu else BATCH_BYTES
         groups = list(batches(present, kind, lambda name: self._bytes(present[name]), limit))
 
         def work(together: list[str]) -> dict[str, Reduced]:
@@ -121,7 +122,7 @@ class _Work:
         def size(together: list[str]) -> int:
             return math.prod(_matrix_shape(present[together[0]])) if self.method.dense else 0
 
-        each = side_by_side(work, groups, size, max(map(size, groups), default=0)) if limit == 0 else map(work, groups)
+        each = side_by_side(work, groups, size, max(map(size, groups), default=0)) if on_cpu else map(work, groups)
         for together, found in zip(groups, each, strict=True):
             yield from ((name, found.get(name)) for name in together)
 
