@@ -1,4 +1,7 @@
-"""Norms and cosine of two SDXL adapters against the operations they need, and against dense matrices.
+"""Comparing two SDXL adapters: against the operations it needs, and against dense matrices.
+
+First norms and cosine alone; then all that `lorahub compare` says, which includes how much of its rank each layer uses,
+so singular values. The dense ones are timed for one layer of every shape and multiplied by how many layers have it.
 
 `python -m benchmarks.compare`.
 """
@@ -6,12 +9,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 import lorahub as lh
 from benchmarks.make import ATTENTION, LCM_TARGETS, Recipe, layer_shapes, make
-from benchmarks.measure import gemm_rate, machine, one_thread, seconds, table
+from benchmarks.measure import core_seconds, gemm_rate, machine, one_thread, seconds, table
+from lorahub.comparing import compare
 
 
 def dense(one: lh.Adapter, other: lh.Adapter) -> float:
@@ -28,6 +33,24 @@ def dense(one: lh.Adapter, other: lh.Adapter) -> float:
     return float(products[2] / (products[0] * products[1]).sqrt())
 
 
+def dense_with_ranks(one: lh.Adapter, other: lh.Adapter) -> float:
+    """Seconds for the norms, the cosine and the singular values by way of ΔW, extrapolated from one layer of each shape."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, layer in one.layers.items():
+        alike.setdefault(layer.matrix_shape, []).append(name)
+    total = 0.0
+    for names in alike.values():
+        pair = [replace(side, layers={names[0]: side.layers[names[0]]}) for side in (one, other)]
+
+        def work(pair: list[lh.Adapter] = pair, name: str = names[0]) -> None:
+            dense(*pair)
+            for side in pair:
+                torch.linalg.svdvals(side.layers[name].dense().flatten(1))
+
+        total += len(names) * seconds(work)
+    return total
+
+
 def operations(one: Recipe, other: Recipe) -> float:
     """Operations of the Gram matrices behind <a, a>, <b, b> and <a, b>."""
     mine, theirs = layer_shapes(one), layer_shapes(other)
@@ -42,6 +65,27 @@ def operations(one: Recipe, other: Recipe) -> float:
 def main() -> None:
     one_thread()
     print(machine(), "\n")
+    only_lengths_and_angle()
+    print()
+    everything()
+
+
+def everything() -> None:
+    """`compare`, the command, without reading the files."""
+    recipes = [Recipe("sdxl", LCM_TARGETS, 64, seed=seed) for seed in (1, 3)]
+    pair = [make(recipe) for recipe in recipes]
+    time = seconds(lambda: compare(*pair), repeat=5)
+    floor = operations(*recipes) / gemm_rate() + 2 * len(pair[0].layers) * core_seconds(64)
+    slow = dense_with_ranks(*pair)
+    table(
+        [
+            ("norms, cosine, rank use", "CPU s", "products and cores, s", "ratio", "dense, s", "faster by"),
+            ("r64 and r64, 788 layers", time, floor, time / floor, slow, slow / time),
+        ]
+    )
+
+
+def only_lengths_and_angle() -> None:
     rows: list[tuple[object, ...]] = [
         (
             "two norms and a cosine",

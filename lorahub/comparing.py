@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import NamedTuple
 
 from lorahub.algebra.adapter import Adapter
-from lorahub.algebra.geometry import layer_grams
+from lorahub.algebra.decompose import spectrum_of_products
+from lorahub.algebra.geometry import Matrix, Products, layer_by_layer, offset_gram
 from lorahub.algebra.lowrank import LowRank
+from lorahub.algebra.ranks import smallest_with_tail
 from lorahub.algebra.truncate import spectrum
 
 RANK_USE_ENERGY = 0.99
@@ -56,23 +57,28 @@ def compare(
 ) -> Comparison:
     """Lengths, angle and rank use of two adapters of one base, from their factors.
 
+    progress: called with (layers done, layers in all).
     Raises BaseMismatchError when the bases differ, VerificationError for NaN or Inf in the weights.
     """
-    grams = layer_grams([first, second], device)
-    total = sum(grams.values(), start=torch.zeros(2, 2, dtype=torch.float64))
-    for name in first.offsets.keys() | second.offsets.keys():
-        zero = torch.zeros(1, dtype=torch.float64)
-        pair = [side.offsets[name].double() if name in side.offsets else zero for side in (first, second)]
-        total = total + torch.tensor([[float((one * other).sum()) for other in pair] for one in pair])
-    layers = {name: _layer(gram) for name, gram in grams.items()}
-    whole = _layer(total)
-    shown = [0, len(first.layers) + len(second.layers)]
+    sides = (first, second)
 
-    def advance() -> None:
-        shown[0] += 1
+    def measure(name: str, products: Products) -> tuple[Matrix, list[_Use | None]]:
+        own = [side.layers.get(name) for side in sides]
+        uses = [None if layer is None else _use(layer, products, at, device) for at, layer in enumerate(own)]
+        return products.inner, uses
+
+    total = offset_gram(sides).numpy()
+    layers: dict[str, LayerComparison] = {}
+    uses: tuple[list[_Use], list[_Use]] = ([], [])
+    count = len(first.layers.keys() | second.layers.keys())
+    for name, (gram, found) in layer_by_layer(sides, measure, device):
+        layers[name] = _layer(gram)
+        total += gram
+        for known, use in zip(uses, found, strict=True):
+            known += [use] if use else []
         if progress:
-            progress(shown[0], shown[1])
-
+            progress(len(layers), count)
+    whole = _layer(total)
     return Comparison(
         whole.norms,
         whole.cosine,
@@ -80,31 +86,31 @@ def compare(
         tuple(name for name in first.layers if name not in second.layers),
         tuple(name for name in second.layers if name not in first.layers),
         layers,
-        (_rank_use(first, device, advance), _rank_use(second, device, advance)),
+        (_rank_use(uses[0]), _rank_use(uses[1])),
     )
 
 
-def _layer(gram: torch.Tensor) -> LayerComparison:
+def _layer(gram: Matrix) -> LayerComparison:
     one, other = (math.sqrt(max(float(gram[i, i]), 0.0)) for i in (0, 1))
     cosine = max(-1.0, min(1.0, float(gram[0, 1]) / (one * other))) if one and other else None
     return LayerComparison((one, other), cosine)
 
 
-def _rank_use(adapter: Adapter, device: str, advance: Callable[[], None]) -> RankUse:
-    used, energy, zero = [0], [0], 0
-    for layer in adapter.layers.values():
-        numeric, enough = _layer_rank_use(layer, device)
-        used.append(numeric)
-        energy.append(enough)
-        zero += numeric == 0
-        advance()
-    count = max(len(adapter.layers), 1)
-    stored = sum(layer.rank for layer in adapter.layers.values())
-    return RankUse(stored / count, sum(used) / count, sum(energy) / count, zero)
+class _Use(NamedTuple):
+    """Of one layer: columns of its factors, numerical rank, singular values that hold 99 % of the squared norm."""
+
+    stored: int
+    used: int
+    energy: int
 
 
-def _layer_rank_use(layer: LowRank, device: str) -> tuple[int, int]:
-    sigma = spectrum(layer, device=device)
-    squares = sigma.square()
-    share = torch.cumsum(squares, 0) / squares.sum()
-    return len(sigma), int((share < RANK_USE_ENERGY).sum()) + (1 if len(sigma) else 0)
+def _use(layer: LowRank, products: Products, version: int, device: str) -> _Use:
+    sigma = spectrum_of_products(*products.of(version), products.dtype)
+    if sigma is None:  # they are too small, or zero: without squaring anything they can be told from rounding noise
+        sigma = spectrum(layer, device=device)
+    return _Use(layer.rank, len(sigma), smallest_with_tail(sigma, 1 - RANK_USE_ENERGY))
+
+
+def _rank_use(layers: Sequence[_Use]) -> RankUse:
+    stored, used, energy = (sum(column) / len(layers) for column in zip(*layers, strict=True)) if layers else (0, 0, 0)
+    return RankUse(stored, used, energy, sum(not layer.used for layer in layers))

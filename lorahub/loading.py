@@ -72,11 +72,13 @@ def load_with_magnitudes(
     return _load_named(source, base, allow_pickle, build_one), found
 
 
-def _load_named(source: str | Path, base: str | Base | None, allow_pickle: bool, build: Builder) -> Adapter:
+def _load_named(
+    source: str | Path, base: str | Base | None, allow_pickle: bool, build: Builder, *, hashed: bool = True
+) -> Adapter:
     located = find(source)
     if located.record is not None:
-        return load_version(located.path, located.record, base=base, build=build)
-    loaded = load_path(located.path, base=base, allow_pickle=allow_pickle, build=build)
+        return load_version(located.path, located.record, base=base, build=build, hashed=hashed)
+    loaded = load_path(located.path, base=base, allow_pickle=allow_pickle, build=build, hashed=hashed)
     if not isinstance(loaded.recipe, Source):
         return loaded
     name = loaded.recipe.name if existing(source) else str(source)
@@ -84,14 +86,17 @@ def _load_named(source: str | Path, base: str | Base | None, allow_pickle: bool,
 
 
 def load_version(
-    path: Path, record: VersionRecord, *, base: str | Base | None = None, build: Builder = build
+    path: Path, record: VersionRecord, *, base: str | Base | None = None, build: Builder = build, hashed: bool = True
 ) -> Adapter:
     """A version of the registry from its file, named as the registry names it. Raises what `load_path` raises.
 
-    base: as in `load`; else the listed base that a person or the detection gave it, if any. build: as in `load_path`.
+    base: as in `load`; else the listed base that a person or the detection gave it, if any.
+    build, hashed: as in `load_path`.
     """
     known = record.overrides.get("base") or record.base_detected
-    loaded = load_path(path, base=base or (library.canonical_name(known) if known else None), build=build)
+    loaded = load_path(
+        path, base=base or (library.canonical_name(known) if known else None), build=build, hashed=hashed
+    )
     if not isinstance(loaded.recipe, Source):
         return loaded
     source = replace(
@@ -192,9 +197,16 @@ def _once(loaded: Mapping[str, Adapter]) -> dict[str, Adapter]:
     return result
 
 
-def load_all(sources: Sequence[str], *, base: str | Base | None = None, allow_pickle: bool = False) -> list[Adapter]:
-    """Adapters that belong together: one that fits several bases takes that of the others. Raises what `load` raises."""
-    return load_together(sources, lambda source, decided: load(source, base=decided or base, allow_pickle=allow_pickle))
+def load_all(
+    sources: Sequence[str], *, base: str | Base | None = None, allow_pickle: bool = False, hashed: bool = True
+) -> list[Adapter]:
+    """Adapters that belong together: one that fits several bases takes that of the others. Raises what `load` raises.
+
+    hashed: off spares reading all weights, for those that are not saved: their recipes do not identify the files.
+    """
+    return load_together(
+        sources, lambda source, decided: _load_named(source, decided or base, allow_pickle, build, hashed=hashed)
+    )
 
 
 def _weigh(loaded: Mapping[str, Adapter], weights: Sequence[tuple[str, str, float]]) -> dict[str, Adapter]:

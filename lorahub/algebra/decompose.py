@@ -45,6 +45,8 @@ _TOLERATED_TAIL = 1e-5
 """Share by which the reported squared error may be wrong; measured on the same: at most 4e-6."""
 _INVISIBLE = {torch.float32: 1e-8, torch.float64: 1e-12}
 """Errors below this share of the norm need no better route: rounding the factors to the precision makes larger ones."""
+_TOLERATED_SPECTRUM = 1e-2
+"""Share by which the smallest squared singular value may be wrong where only the values are wanted."""
 _NEGLIGIBLE = 1e-14
 """Singular values below this share of the factors' own size are rounding noise of float64, not content."""
 
@@ -96,6 +98,23 @@ def decompose(
             if found is not None:
                 return found
     return _from_qr(layer, choose, device)
+
+
+@in_numpy()
+def spectrum_of_products(gram_up: Matrix, gram_down: Matrix, scales: Matrix, dtype: torch.dtype) -> Tensor | None:
+    """The singular values (float64, descending) from B^T B, A A^T and s; None when these do not show all of them clearly.
+
+    dtype: of the products that the Gram matrices come from. No σ² is off by more than all doubts of `triplets` together.
+    """
+    gram_up = gram_up * scales[:, None] * scales
+    root = _root(gram_up, gram_down)
+    if root is None:
+        return None
+    squares = np.linalg.eigvalsh(root.T @ gram_down @ root)[::-1]
+    doubt = _NOISE[dtype] * (gram_down.diagonal() @ gram_up.diagonal())
+    if not len(squares) or doubt > _TOLERATED_SPECTRUM * squares[-1]:
+        return None
+    return torch.from_numpy(np.sqrt(squares))
 
 
 @in_numpy()

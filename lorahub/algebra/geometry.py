@@ -7,9 +7,10 @@ Offsets (biases, norms) count as further coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from lorahub.algebra.lowrank import LowRank
 from lorahub.algebra.machine import in_numpy, keep_freed_memory, one_thread, side_by_side
 from lorahub.algebra.recipe import Step
 from lorahub.errors import BaseMismatchError, UsageError, VerificationError
+
+_Use = TypeVar("_Use")
 
 Matrix = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -59,35 +62,70 @@ def symmetric(columns: np.ndarray[Any, Any]) -> Matrix:
     return total
 
 
+@dataclass(frozen=True, eq=False)
+class Products:
+    """What the inner products and singular values of k versions of one layer follow from: all their factors, squared.
+
+    up = B^T B and down = A A^T, [R, R], of the factors side by side, from products in `dtype`. scales [R, k]: of every
+    column in its version, 0 in the others. columns: where those of each version are.
+    """
+
+    up: Matrix
+    down: Matrix
+    scales: Matrix
+    columns: tuple[slice, ...]
+    dtype: torch.dtype
+
+    @cached_property
+    def inner(self) -> Matrix:
+        """The inner products of the versions, [k, k]."""
+        gram: Matrix = self.scales.T @ (self.up * self.down) @ self.scales
+        return (gram + gram.T) / 2
+
+    @property
+    def magnitude(self) -> Matrix:
+        """Sums of the absolute values of what `inner` sums, [k, k]."""
+        result: Matrix = abs(self.scales).T @ abs(self.up * self.down) @ abs(self.scales)
+        return result
+
+    def of(self, version: int) -> tuple[Matrix, Matrix, Matrix]:
+        """(B^T B, A A^T, scales) of one version."""
+        own = self.columns[version]
+        return self.up[own, own], self.down[own, own], self.scales[own, version]
+
+
 @in_numpy()
-def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
-    """Matrix of inner products of k versions of one layer, float64 [k, k]. Raises VerificationError for NaN or Inf."""
-    gram, magnitude = _layer_gram(layers, torch.float32, device)
-    overflow = not np.isfinite(gram).all()
-    if overflow or (gram.diagonal() < _CANCELLATION * magnitude.diagonal()).any():
-        gram, _ = _layer_gram(layers, torch.float64, device)
-        if not np.isfinite(gram).all():
+def layer_products(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Products:
+    """The products of k versions of one layer, good for their inner products. Raises VerificationError for NaN or Inf."""
+    found = _products(layers, torch.float32, device)
+    overflow = not np.isfinite(found.inner).all()
+    if overflow or (found.inner.diagonal() < _CANCELLATION * found.magnitude.diagonal()).any():
+        found = _products(layers, torch.float64, device)
+        if not np.isfinite(found.inner).all():
             raise VerificationError("the weights hold NaN or Inf")
-    return torch.from_numpy(gram)
+    return found
 
 
-def _layer_gram(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> tuple[Matrix, Matrix]:
-    """(inner products, sums of the absolute values of their terms), both [k, k]."""
+def _products(layers: Sequence[LowRank], dtype: torch.dtype, device: str | torch.device) -> Products:
+    ends = np.cumsum([layer.rank for layer in layers])
+    columns = tuple(slice(end - layer.rank, end) for layer, end in zip(layers, ends, strict=True))
+    scales = np.zeros((int(ends[-1]), len(layers)))
+    for index, layer in enumerate(layers):
+        scales[columns[index], index] = layer.scales().numpy()
     blocks = tuple(block for layer in layers for block in layer.blocks)
     if not blocks:
-        return np.zeros((len(layers), len(layers))), np.zeros((len(layers), len(layers)))
+        return Products(np.zeros((0, 0)), np.zeros((0, 0)), scales, columns, dtype)
     up, down = LowRank(layers[0].shape, blocks).unscaled(dtype, device)  # side by side: one product has all pairs
     if up.device.type == "cpu":
-        terms = symmetric(up.detach().numpy()) * symmetric(down.detach().numpy().T)
+        gram_up, gram_down = symmetric(up.detach().numpy()), symmetric(down.detach().numpy().T)
     else:
-        terms = (square(up) * square(down.T)).cpu().numpy()
-    scales, column = np.zeros((len(terms), len(layers))), 0
-    for index, layer in enumerate(layers):
-        for block in layer.blocks:
-            scales[column : column + block.rank, index] = block.scale
-            column += block.rank
-    gram, magnitude = scales.T @ terms @ scales, abs(scales).T @ abs(terms) @ abs(scales)
-    return (gram + gram.T) / 2, magnitude
+        gram_up, gram_down = square(up).cpu().numpy(), square(down.T).cpu().numpy()
+    return Products(gram_up, gram_down, scales, columns, dtype)
+
+
+def layer_gram(layers: Sequence[LowRank], device: str | torch.device = "cpu") -> Tensor:
+    """Matrix of inner products of k versions of one layer, float64 [k, k]. Raises VerificationError for NaN or Inf."""
+    return torch.from_numpy(layer_products(layers, device).inner)
 
 
 def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Tensor:
@@ -95,12 +133,21 @@ def gram(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Ten
 
     Raises BaseMismatchError for mixed bases, VerificationError for NaN or Inf in the weights.
     """
-    return sum(layer_grams(adapters, device).values(), start=_offset_gram(adapters))
+    return sum(layer_grams(adapters, device).values(), start=offset_gram(adapters))
 
 
-@one_thread()
 def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu") -> Mapping[str, Tensor]:
     """layer name -> matrix of inner products of the adapters on that layer, float64 [k, k]."""
+    return dict(layer_by_layer(adapters, lambda name, products: torch.from_numpy(products.inner), device))
+
+
+def layer_by_layer(
+    adapters: Sequence[Adapter], use: Callable[[str, Products], _Use], device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, _Use]]:
+    """(name, use(name, products)) of every layer that any of the adapters has; on a CPU several at once.
+
+    Raises BaseMismatchError for adapters that live in different spaces, VerificationError that names the layer.
+    """
     keep_freed_memory()
     for other in adapters[1:]:
         if other.base != adapters[0].base:
@@ -108,29 +155,24 @@ def layer_grams(adapters: Sequence[Adapter], device: str | torch.device = "cpu")
                 f"cannot compare {adapters[0].name!r} ({adapters[0].base}) and {other.name!r} ({other.base}): "
                 "adapters of different bases live in different spaces"
             )
-    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers))
 
-    def work(name: str) -> Tensor:
-        present = [index for index, adapter in enumerate(adapters) if name in adapter.layers]
-        shapes = {adapters[index].layers[name].matrix_shape for index in present}
-        if len(shapes) > 1:
+    def work(name: str) -> tuple[str, _Use]:
+        present = [adapter.layers[name] for adapter in adapters if name in adapter.layers]
+        if len(shapes := {layer.matrix_shape for layer in present}) > 1:
             raise BaseMismatchError(f"{name} has different shapes: {' and '.join(map(str, sorted(shapes)))}")
+        zero = LowRank(present[0].shape, ())
         try:
-            known = layer_gram([adapters[index].layers[name] for index in present], device)
+            return name, use(name, layer_products([adapter.layers.get(name, zero) for adapter in adapters], device))
         except VerificationError as error:
             raise VerificationError(f"{name}: {error}") from None
-        if len(present) == len(adapters):
-            return known
-        result = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
-        result[torch.tensor(present)[:, None], torch.tensor(present)] = known
-        return result
 
-    return dict(
-        zip(names, side_by_side(work, names) if torch.device(device).type == "cpu" else map(work, names), strict=True)
-    )
+    names = dict.fromkeys(name for adapter in adapters for name in adapter.layers)
+    with one_thread():
+        yield from side_by_side(work, names) if torch.device(device).type == "cpu" else map(work, names)
 
 
-def _offset_gram(adapters: Sequence[Adapter]) -> Tensor:
+def offset_gram(adapters: Sequence[Adapter]) -> Tensor:
+    """The matrix of inner products of the offsets alone, float64 [k, k]; raises what `gram` raises."""
     count = len(adapters)
     result = torch.zeros(count, count, dtype=torch.float64)
     for i, one in enumerate(adapters):
@@ -182,7 +224,7 @@ def orthogonal(adapter: Adapter, to: Adapter) -> Adapter:
     Raises UsageError when `to` is zero, and what `gram` raises.
     """
     grams = layer_grams([adapter, to])
-    if float(sum(grams.values(), start=_offset_gram([adapter, to]))[1, 1]) <= 0:
+    if float(sum(grams.values(), start=offset_gram([adapter, to]))[1, 1]) <= 0:
         raise UsageError(f"{to.name} is zero: no direction is at right angles to it")
     layers, offsets = dict(adapter.layers), dict(adapter.offsets)
     for name in adapter.layers.keys() & to.layers.keys():

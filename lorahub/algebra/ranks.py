@@ -42,14 +42,14 @@ def energy(share: float) -> RankRule:
     """Keep the fewest singular values whose squares sum to at least `share` (0 to 1) of a layer's total."""
     if not 0 < share <= 1:
         raise UsageError(f"energy is a share between 0 and 1, got {share}")
-    return RankRule(f"energy({share})", per_layer=lambda sigma: _smallest_with_tail(sigma, 1 - share))
+    return RankRule(f"energy({share})", per_layer=lambda sigma: smallest_with_tail(sigma, 1 - share))
 
 
 def relative(error: float) -> RankRule:
     """Keep the fewest singular values that leave a relative Frobenius error of at most `error` in every layer."""
     if not 0 <= error < 1:
         raise UsageError(f"a relative error lies between 0 and 1, got {error}")
-    return RankRule(f"relative({error})", per_layer=lambda sigma: _smallest_with_tail(sigma, error**2))
+    return RankRule(f"relative({error})", per_layer=lambda sigma: smallest_with_tail(sigma, error**2))
 
 
 def budget(
@@ -93,7 +93,7 @@ def _worth(sigma: Tensor, index: int) -> float:
     return float(sigma[index]) ** 2 if index < len(sigma) else 0.0
 
 
-def _smallest_with_tail(sigma: Tensor, allowed: float) -> int:
+def smallest_with_tail(sigma: Tensor, allowed: float) -> int:
     """The least r for which Σ_{j>r} σ² <= allowed · Σ σ²."""
     squares = sigma.double().square()
     tails = torch.flip(torch.cumsum(torch.flip(squares, [0]), 0), [0])  # tails[r] = what keeping r leaves out

@@ -32,7 +32,7 @@ def command(
         from lorahub.comparing import compare
         from lorahub.loading import load_all
 
-        one, other = load_all([first, second], base=base, allow_pickle=allow_pickle)
+        one, other = load_all([first, second], base=base, allow_pickle=allow_pickle, hashed=False)
         found = compare(one, other, device=device, progress=advance)
     result = {"command": "compare", "first": first, "second": second, "base": one.base, **asdict(found)}
     output.emit(result, lambda facts: _as_lines(facts, show_layers), as_json)

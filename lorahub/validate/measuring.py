@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import torch
-
 from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.lowrank import LowRank
+from lorahub.algebra.ranks import smallest_with_tail
 from lorahub.algebra.truncate import spectrum
 from lorahub.errors import VerificationError
 from lorahub.files.store import finite
@@ -83,9 +82,6 @@ def _measure(name: str, layer: LowRank, device: str) -> Layer:
     for block in layer.blocks:
         if not (finite(block.up.float()) and finite(block.down.float())):  # fp8 cannot be compared
             raise VerificationError(f"{name} holds NaN or Inf")
-    squares = spectrum(layer, device=device).square()
-    total = float(squares.sum())
-    share = torch.cumsum(squares, 0) / total
-    energy = int((share < ENERGY).sum()) + 1 if len(squares) else 0
-    norm = math.sqrt(total)
-    return Layer(layer.rank, len(squares), energy, norm, norm / math.sqrt(math.prod(layer.matrix_shape)))
+    sigma = spectrum(layer, device=device)
+    norm, energy = float(sigma.norm()), smallest_with_tail(sigma, 1 - ENERGY)
+    return Layer(layer.rank, len(sigma), energy, norm, norm / math.sqrt(math.prod(layer.matrix_shape)))
