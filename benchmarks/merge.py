@@ -75,10 +75,10 @@ def sdxl(folder: Path) -> float:
     table([("floor, in that turn", "CPU s"), *floor.items(), ("all", sum(floor.values()))])
     spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} turns"
     print(f"\nlorahub / floors: {ratios[ROUNDS // 2]:.2f} (median; {spread})")
-    spare = (result["anonymous"] - result["output"]) / 1e6
-    print(f"memory beyond mapped inputs: output {result['output'] / 1e6:.0f} MB + {spare:.0f} MB")
-    many = worker.run(merged, RANK, *files, write(Recipe("sdxl", seed=3), folder), repeat=1)
-    print(f"the same with three inputs: output + {(many['anonymous'] - many['output']) / 1e6:.0f} MB")
+    for inputs in (files, (*files, write(Recipe("sdxl", seed=3), folder))):
+        peak, size = worker.memory(merged, RANK, *inputs)
+        spare = f"output {size / 1e6:.0f} MB + {(peak - size) / 1e6:.0f} MB"
+        print(f"memory beyond {len(inputs)} mapped inputs: {spare}")
     return float(result["total"])
 
 

@@ -51,12 +51,14 @@ def main(out: str, rank: str, watch: str, *files: str) -> None:
 
 
 def run(out: Path, rank: int, *files: Path, repeat: int = 3) -> dict[str, Any]:
-    """The fastest of `repeat` runs, each in its own process.
+    """The fastest of `repeat` runs, each in its own process."""
+    return min((_once(out, rank, False, files) for _ in range(repeat)), key=lambda result: result["total"])
 
-    `anonymous` is the peak of one more, whose memory is watched, which takes time of its own.
-    """
-    best = min((_once(out, rank, False, files) for _ in range(repeat)), key=lambda result: result["total"])
-    return best | {"anonymous": _once(out, rank, True, files)["anonymous"]}
+
+def memory(out: Path, rank: int, *files: Path) -> tuple[int, int]:
+    """(peak of memory that is no mapped file, size of the output), bytes; watching takes time, so nothing is timed."""
+    result = _once(out, rank, True, files)
+    return result["anonymous"], result["output"]
 
 
 def _once(out: Path, rank: int, watch: bool, files: Sequence[Path]) -> dict[str, Any]:

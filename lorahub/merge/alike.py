@@ -44,9 +44,9 @@ def factors_of(layers: Alike, dtype: torch.dtype, device: str) -> dict[int, Pair
     return {i: pair(i) for i in next(iter(layers.values()))}
 
 
-def check_finite(names: Iterable[str], factors: Iterable[Tensor]) -> None:
-    """Raises VerificationError that names the layer, for NaN or Inf in factors [layers, a, b]."""
-    finite = torch.isfinite(torch.stack([each.sum((1, 2)) for each in factors]).sum(0))
+def check_finite(names: Iterable[str], grams: Iterable[Tensor]) -> None:
+    """Raises VerificationError that names the layer, for NaN or Inf in what these [layers, k, k] are Gram matrices of."""
+    finite = torch.isfinite(torch.stack([each.sum((1, 2)) for each in grams]).sum(0))
     for name, fine in zip(names, finite.cpu().tolist(), strict=True):
         if not fine:
             raise VerificationError(f"{name}: the weights hold NaN or Inf")

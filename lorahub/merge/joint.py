@@ -53,9 +53,10 @@ def knots(
     """
     factors = factors_of(layers, _dtype(exact), device)
     ups = torch.cat([up for up, _ in factors.values()], 2)
-    check_finite(layers, [each for pair in factors.values() for each in pair])
     gram = gram_of(ups, torch.float64)
-    roots = _block_diagonal([_root(gram_of(down.mT, torch.float64)) for _, down in factors.values()])
+    others = [gram_of(down.mT, torch.float64) for _, down in factors.values()]
+    check_finite(layers, [gram, *others])
+    roots = _block_diagonal([_root(other) for other in others])
     squares, vectors = torch.linalg.eigh(roots.mT @ gram @ roots)
     sigma = squares.flip(1).clamp_min(0).sqrt()
     known = {name: content(each) for name, each in zip(layers, sigma.cpu(), strict=True)}

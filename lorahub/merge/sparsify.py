@@ -78,12 +78,12 @@ def _kth(pair: Pair, k: int) -> list[float]:
         (everything,) = blocks(pair)
         found: list[float] = kth_magnitudes(everything.abs_().flatten(1), k).cpu().tolist()
         return found
+    if total <= _AT_ONCE:
+        return [kth_of((up @ down).abs_().flatten(), k) for up, down in zip(*pair, strict=True)]
     return [_kth_in_blocks((up[None], down[None]), total, k) for up, down in zip(*pair, strict=True)]
 
 
 def _kth_in_blocks(pair: Pair, total: int, k: int) -> float:
-    if total <= _AT_ONCE:
-        return kth_of(torch.cat([block.abs().flatten() for block in blocks(pair)]), k)
     (up,), (down,) = pair
     sample = (_spread(up) @ _spread(down.T).T).flatten()[::_THINNED]
     return kth_magnitude(lambda: (block.abs_() for block in blocks(pair)), total, k, sample)
