@@ -104,15 +104,14 @@ def decompose(
 def spectrum_of_products(gram_up: Matrix, gram_down: Matrix, scales: Matrix, dtype: torch.dtype) -> Tensor | None:
     """The singular values (float64, descending) from B^T B, A A^T and s; None when these do not show all of them clearly.
 
-    dtype: of the products that the Gram matrices come from. No σ² is off by more than all doubts of `triplets` together.
+    dtype: of the products that the Gram matrices come from. No σ² is off by more than all of them together may be.
     """
     gram_up = gram_up * scales[:, None] * scales
-    root = _root(gram_up, gram_down)
+    root = _root(gram_up, gram_down) if len(scales) else None
     if root is None:
         return None
     squares = np.linalg.eigvalsh(root.T @ gram_down @ root)[::-1]
-    doubt = _NOISE[dtype] * (gram_down.diagonal() @ gram_up.diagonal())
-    if not len(squares) or doubt > _TOLERATED_SPECTRUM * squares[-1]:
+    if not _overall(gram_down.diagonal(), gram_up.diagonal(), squares, dtype) < _TOLERATED_SPECTRUM * squares[-1]:
         return None
     return torch.from_numpy(np.sqrt(squares))
 
@@ -183,9 +182,15 @@ def triplets(
     own, other = _diagonal(gram_down), _diagonal(gram_up)
     right = (own[..., None, :] @ (rows * rows))[..., 0, :]
     left = (other[..., None, :] @ (columns * columns))[..., 0, :] / (known + (known == 0))
-    of_eigh = _NOISE[torch.float64] * squares[..., 0]
-    each = _NOISE[dtype] * (left + right) / 2 + of_eigh[..., None]
-    return rows, columns, each, _NOISE[dtype] * (own * other).sum(-1) + of_eigh * squares.shape[-1]
+    each = _NOISE[dtype] * (left + right) / 2 + _NOISE[torch.float64] * squares[..., :1]
+    return rows, columns, each, _overall(own, other, squares, dtype)
+
+
+def _overall(own: Array, other: Array, squares: Array, dtype: torch.dtype) -> Array:
+    """How far off all σ² together may be (see `triplets`), from the diagonals of G_A and s G_B s [..., R]."""
+    of_eigh = _NOISE[torch.float64] * squares[..., 0] * squares.shape[-1]
+    result: Array = _NOISE[dtype] * (own * other).sum(-1) + of_eigh
+    return result
 
 
 def mixes(rows: Array, columns: Array, scales: Array, sigma: Array, kept: int) -> tuple[Array, Array]:
