@@ -8,7 +8,9 @@ threads do so to one another. One thread also adds in one order: the same input 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,3 +98,17 @@ def keep_freed_memory() -> None:
     M_MMAP_THRESHOLD). The block is never written to, so it takes no memory; other C libraries do nothing special.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def give_freed_memory_back() -> None:
+    """Returns to the system what the C library keeps between pieces that are in use: `keep_freed_memory` undone for once.
+
+    For after large work: the next pages are paid for again. Only glibc is known to keep much, and can be told.
+    """
+    if sys.platform == "linux" and (trim := getattr(_c_library(), "malloc_trim", None)):
+        trim(0)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

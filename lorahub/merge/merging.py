@@ -19,7 +19,7 @@ from lorahub.algebra.adapter import Adapter
 from lorahub.algebra.batched import BATCH_BYTES, Factored, batches
 from lorahub.algebra.decompose import naming
 from lorahub.algebra.lowrank import LowRank
-from lorahub.algebra.machine import one_thread, side_by_side
+from lorahub.algebra.machine import give_freed_memory_back, one_thread, side_by_side
 from lorahub.algebra.ranks import RankRule, fixed
 from lorahub.algebra.recipe import Step
 from lorahub.algebra.truncate import LayerReport, Progress, Truncated, choosers, rounded
@@ -31,6 +31,9 @@ from lorahub.merge.methods import Method, Value, check_settings, check_weights, 
 from lorahub.merge.reduction import Reduced, reduce
 
 _EVERYTHING = fixed(2**31)
+_LARGE = 2**22
+"""Numbers of a dense layer after which memory is given back. Measured on two adapters of SDXL, `ties`: without, the peak was
+932 MB, 394 MB of it the output and 118 MB the largest layer; with, 672 MB, for 5 % more time."""
 
 
 @one_thread()
@@ -117,7 +120,10 @@ class _Work:
 
         def work(together: list[str]) -> dict[str, Reduced]:
             some = {name: present[name] for name in together}
-            return self._reduced(some, chooser) if some[together[0]] else {}
+            found = self._reduced(some, chooser) if some[together[0]] else {}
+            if on_cpu and size(together) >= _LARGE:  # else pieces of its matrices pile up between the results
+                give_freed_memory_back()
+            return found
 
         def size(together: list[str]) -> int:
             return math.prod(_matrix_shape(present[together[0]])) if self.method.dense else 0

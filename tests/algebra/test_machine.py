@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,3 +122,35 @@ def test_only_so_much_is_under_way_at_once(threads: int) -> None:
         not_yet_taken = fetched[done:-1]  # the last that was fetched waits for room
         assert sum(not_yet_taken) <= 10
     assert len(fetched) == 8
+
+
+FRAGMENTED = """
+import os
+import torch
+from pathlib import Path
+from lorahub.algebra.machine import give_freed_memory_back, keep_freed_memory
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+keep_freed_memory()
+freed, kept = [], []
+for _ in range(20):
+    freed.append(torch.ones(2**23, dtype=torch.uint8))
+    kept.append(torch.ones(2**18, dtype=torch.uint8))
+before = resident()
+freed.clear()
+kept_back = resident()
+give_freed_memory_back()
+assert all(bool(piece.all()) for piece in kept)
+print(before - kept_back, kept_back - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told to give memory back")
+def test_memory_freed_between_pieces_in_use_goes_back() -> None:
+    """In a process of its own, whose memory nobody has used before."""
+    done = subprocess.run([sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True)
+    at_once, when_told = map(int, done.stdout.split())
+    assert at_once < 2**23  # else there would be nothing to tell
+    assert when_told > 18 * 2**23
