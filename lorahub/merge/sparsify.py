@@ -78,9 +78,19 @@ def _kth(pair: Pair, k: int) -> list[float]:
         (everything,) = blocks(pair)
         found: list[float] = kth_magnitudes(everything.abs_().flatten(1), k).cpu().tolist()
         return found
+    each = [(up[None], down[None]) for up, down in zip(*pair, strict=True)]
     if total <= _AT_ONCE:
-        return [kth_of((up @ down).abs_().flatten(), k) for up, down in zip(*pair, strict=True)]
-    return [_kth_in_blocks((up[None], down[None]), total, k) for up, down in zip(*pair, strict=True)]
+        return [kth_of(_magnitudes(one), k) for one in each]
+    return [_kth_in_blocks(one, total, k) for one in each]
+
+
+def _magnitudes(pair: Pair) -> Tensor:
+    """Of one matrix, all of them, from the very products that are merged later: others might round differently."""
+    up, down = pair
+    whole = up.new_empty(1, up.shape[1], down.shape[2])
+    for into, block in zip(torch.split(whole, block_rows(pair), dim=1), blocks(pair), strict=True):
+        torch.abs(block, out=into)
+    return whole.flatten()
 
 
 def _kth_in_blocks(pair: Pair, total: int, k: int) -> float:
