@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 import lorahub as lh
 from benchmarks.make import ATTENTION, LCM_TARGETS, Recipe, layer_shapes, make
 from benchmarks.measure import core_seconds, gemm_rate, machine, one_thread, seconds, table
+from benchmarks.peers import extrapolated, one_of_each
 from lorahub.comparing import compare
 
 
@@ -33,22 +35,15 @@ def dense(one: lh.Adapter, other: lh.Adapter) -> float:
     return float(products[2] / (products[0] * products[1]).sqrt())
 
 
-def dense_with_ranks(one: lh.Adapter, other: lh.Adapter) -> float:
+def dense_with_ranks(recipe: Recipe, one: lh.Adapter, other: lh.Adapter) -> float:
     """Seconds for the norms, the cosine and the singular values by way of ΔW, extrapolated from one layer of each shape."""
-    alike: dict[tuple[int, ...], list[str]] = {}
-    for name, layer in one.layers.items():
-        alike.setdefault(layer.matrix_shape, []).append(name)
-    total = 0.0
-    for names in alike.values():
-        pair = [replace(side, layers={names[0]: side.layers[names[0]]}) for side in (one, other)]
-
-        def work(pair: list[lh.Adapter] = pair, name: str = names[0]) -> None:
-            dense(*pair)
-            for side in pair:
-                torch.linalg.svdvals(side.layers[name].dense().flatten(1))
-
-        total += len(names) * seconds(work)
-    return total
+    timed = {}
+    for shape, name in one_of_each(recipe).items():
+        pair = [replace(side, layers={name: side.layers[name]}) for side in (one, other)]
+        timed[shape] = seconds(partial(dense, *pair))
+        for side in pair:
+            timed[shape] += seconds(lambda: torch.linalg.svdvals(side.layers[name].dense().flatten(1)))  # noqa: B023
+    return extrapolated(recipe, timed)
 
 
 def operations(one: Recipe, other: Recipe) -> float:
@@ -76,7 +71,7 @@ def everything() -> None:
     pair = [make(recipe) for recipe in recipes]
     time = seconds(lambda: compare(*pair), repeat=5)
     floor = operations(*recipes) / gemm_rate() + 2 * len(pair[0].layers) * core_seconds(64)
-    slow = dense_with_ranks(*pair)
+    slow = dense_with_ranks(recipes[0], *pair)
     table(
         [
             ("norms, cosine, rank use", "CPU s", "products and cores, s", "ratio", "dense, s", "faster by"),

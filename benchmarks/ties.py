@@ -50,7 +50,7 @@ def over_all(layers: Pairs, works: Mapping[str, Callable[[tuple[lh.LowRank, lh.L
     for shape, pair in layers.items():
         for _ in range(ROUNDS):
             for name, work in works.items():
-                taken = seconds(lambda: work(pair))  # noqa: B023  called at once
+                taken = seconds(partial(work, pair))
                 times[name][shape] = min(times[name].get(shape, taken), taken)
     return {name: extrapolated(SDXL[0], timed) for name, timed in times.items()}
 

@@ -165,6 +165,16 @@ def test_load_all_keeps_the_order_of_what_it_was_asked_for() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_what_is_not_hashed_has_no_hash() -> None:
+    """One file, and a folder of several."""
+    lh.save(load("style.safetensors") + load("encoder.safetensors", base="sd15"), "both", format="peft")
+    names = ["style.safetensors", "both"]
+    for hashed in (True, False):
+        recipes = [adapter.recipe for adapter in load_all(names, hashed=hashed)]
+        assert [isinstance(recipe, Source) and bool(recipe.data_sha256) for recipe in recipes] == [hashed, hashed]
+
+
+@pytest.mark.usefixtures("folder")
 def test_what_is_not_there_is_told() -> None:
     with pytest.raises(NotFoundError, match="nothing"):
         combine("style.safetensors + nothing.safetensors")

@@ -104,7 +104,8 @@ def decompose(
 def spectrum_of_products(gram_up: Matrix, gram_down: Matrix, scales: Matrix, dtype: torch.dtype) -> Tensor | None:
     """The singular values (float64, descending) from B^T B, A A^T and s; None when these do not show all of them clearly.
 
-    dtype: of the products that the Gram matrices come from. No σ² is off by more than all of them together may be.
+    dtype: of the products that the Gram matrices come from. Trusted where the smallest σ² is a hundred times what all σ²
+    together may be off by.
     """
     gram_up = gram_up * scales[:, None] * scales
     root = _root(gram_up, gram_down) if len(scales) else None

@@ -44,7 +44,7 @@ def load_path(
         if whole.layers.keys() & part.layers.keys():
             raise FileFormatError(f"{path}: two of its component folders hold the same layers")
         whole = whole + part
-    hashes = "+".join(part.recipe.data_sha256 for part in parts if isinstance(part.recipe, Source))
+    hashes = "+".join(part.recipe.data_sha256 for part in parts if isinstance(part.recipe, Source)) if hashed else ""
     name = display_name(Path(path) / "adapter_model.safetensors")
     metadata = _shared([part.recipe.metadata for part in parts if isinstance(part.recipe, Source)])
     return Adapter(whole.base, whole.layers, whole.offsets, whole.embeddings, Source(name, hashes, metadata))

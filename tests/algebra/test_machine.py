@@ -140,10 +140,10 @@ for _ in range(20):
     kept.append(torch.ones(2**18, dtype=torch.uint8))
 before = resident()
 freed.clear()
-kept_back = resident()
+untold = resident()
 give_freed_memory_back()
 assert all(bool(piece.all()) for piece in kept)
-print(before - kept_back, kept_back - resident())
+print(before - untold, untold - resident())
 """
 
 
